@@ -1,0 +1,53 @@
+# Every developer command. Each makes the virtual environment it needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export HF_HUB_OFFLINE ?= 1
+
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(VENV)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	# torch first: with it installed no later range pulls another build
+	$(BIN)/pip install --quiet -c constraints.txt torch
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+setup: $(VENV)/ready ## make .venv with everything pinned
+
+check: setup ## format, lint, types, import layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup ## format, and mend what ruff can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+test: setup ## the tests, in a few minutes
+	$(BIN)/pytest -m "not gpu and not network and not slow"
+
+test-slow: setup ## the tests that take longer
+	$(BIN)/pytest -m "slow and not gpu and not network"
+
+demo: setup ## train a tiny model on this machine, and ask it before and after
+	$(BIN)/python -m rlhf_cli.demo.tiny demo
+	$(BIN)/rlhf sft recipes/sft-demo.yaml --overwrite
+	$(BIN)/rlhf generate demo/sft --baseline --max-new-tokens 24 \
+		--prompt 'What is the capital of Japan?' --prompt 'What is the opposite of hot?' --prompt 'What does a bee do?'
+
+schema: setup ## derive the recipe keys from the installed TRL
+	$(BIN)/python -m rlhf_cli.schema.generate
+
+bench: setup ## the numbers in the README
+	$(BIN)/python benchmarks/start.py
+
+clean: ## remove what was made here
+	rm -rf $(VENV) build dist demo .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+
+.PHONY: help setup check format test test-slow demo schema bench clean

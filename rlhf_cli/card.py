@@ -1,0 +1,73 @@
+"""The model card, which names base and data truthfully."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlhf_cli.plan import Plan
+from rlhf_cli.run_dir import write_text
+
+
+def write_card(
+    folder: Path, plan: Plan, *, base: str, sources: Sequence[Mapping[str, Any]], results: Mapping[str, Any]
+) -> None:
+    """Write README.md beside the model: what it was trained from, on what, how, and what came out.
+
+    Args:
+        folder: The run folder.
+        plan: The numbers of the run.
+        base: The model it started from: a Hub id, or a folder, which is said to be one.
+        sources: What was read, with rows and hashes.
+        results: The last evaluation.
+    """
+    from huggingface_hub import ModelCard, ModelCardData
+
+    on_hub = not Path(base).exists()
+    names = [str(source["name"]) for source in sources]
+    hub_data = sorted({name.partition("[")[0] for name in names if not Path(name).exists()})
+    metadata = ModelCardData(
+        base_model=base if on_hub else None,
+        datasets=hub_data or None,
+        library_name="peft" if plan.setting("use_peft") else "transformers",
+        model_name=folder.name,
+        tags=["rlhf-cli", "trl", plan.method],
+    )
+    counts = plan.train
+    origin = f"[{base}](https://huggingface.co/{base})" if on_hub else f"the local model folder `{base}`"
+    lines = [
+        f"# {folder.name}",
+        "",
+        f"Trained with `rlhf {plan.method}` from {origin}.",
+        "",
+        "## Data",
+        "",
+        *(f"- {_describe_source(source)}" for source in sources),
+        "",
+        f"{counts.used} of {counts.read} rows trained, {counts.truncated} of them truncated; "
+        f"{counts.tokens:,} tokens, {counts.loss_tokens:,} of them with loss.",
+        "",
+        "## Training",
+        "",
+        f"{plan.steps} steps of {plan.batch} examples. Every setting is in `rlhf/resolved.json`.",
+        "",
+        *_describe_results(results),
+    ]
+    card = ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n" + "\n".join(lines).rstrip() + "\n")
+    write_text(folder / "README.md", str(card))
+
+
+def _describe_source(source: Mapping[str, Any]) -> str:
+    name = str(source["name"])
+    if "sha256" in source:
+        return f"local file `{Path(name).name}`, {source['rows']} rows, sha256 `{source['sha256'][:16]}…`"
+    return f"{name}, {source['rows']} rows"
+
+
+def _describe_results(results: Mapping[str, Any]) -> list[str]:
+    shown = {key: results[key] for key in ("eval_loss", "eval_mean_token_accuracy") if key in results}
+    if not shown:
+        return []
+    rows = [f"| {key.removeprefix('eval_')} | {value:.4g} |" for key, value in shown.items()]
+    return ["## Held-out results", "", "| metric | value |", "|---|---|", *rows]

@@ -1,0 +1,96 @@
+"""Stop on a signal with a checkpoint, and declare checkpoints complete."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import rotate_checkpoints
+
+from rlhf_cli.errors import Interrupted
+from rlhf_cli.run_dir import MANIFEST, write_manifest
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopOnSignal(TrainerCallback):
+    """Ends training after the step in which a signal arrives, once a checkpoint is written.
+
+    As a context manager it holds the handlers. Outside of training a signal ends the run at once; a second one always
+    does.
+    """
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+        self._training = False
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> StopOnSignal:
+        self._previous = {signum: signal.signal(signum, self._receive) for signum in SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for signum, handler in self._previous.items():
+            signal.signal(signum, handler)
+
+    def _receive(self, signum: int, _: FrameType | None) -> None:
+        if self.signum is not None:
+            signal.signal(signum, signal.SIG_DFL)
+            os.kill(os.getpid(), signum)
+        self.signum = signum
+        if not self._training:
+            raise Interrupted(signum, "stopped before a step was trained")
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """From here on a signal waits for the end of the step."""
+        self._training = True
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        """Stop when any process got a signal: all of them must write the checkpoint together."""
+        if _any_process(self.signum is not None, args.device):
+            self.signum = self.signum or signal.SIGTERM
+            control.should_save = True
+            control.should_training_stop = True
+        return control
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Training is over; what follows is written by rename and may be interrupted."""
+        self._training = False
+
+
+class CompleteCheckpoints(TrainerCallback):
+    """Writes a checkpoint's manifest when every process has saved, and only then lets older ones go."""
+
+    def __init__(self, keep: int | None) -> None:
+        self.keep = keep
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Declare the checkpoint of this step complete."""
+        _barrier()
+        if not state.is_world_process_zero:
+            return
+        folder = str(args.output_dir)
+        checkpoint = Path(folder) / f"checkpoint-{state.global_step}"
+        if not (checkpoint / MANIFEST).exists():
+            write_manifest(checkpoint)
+        rotate_checkpoints(folder, save_total_limit=self.keep, best_model_checkpoint=state.best_model_checkpoint)
+
+
+def _any_process(flag: bool, device: torch.device) -> bool:
+    if not torch.distributed.is_initialized():
+        return flag
+    flags = torch.tensor([int(flag)], device=device)
+    torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)
+    return bool(flags.item())
+
+
+def _barrier() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()

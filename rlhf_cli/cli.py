@@ -1,0 +1,335 @@
+"""Commands: arguments in, work called, outcome shown."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from rlhf_cli import __version__
+from rlhf_cli.errors import Problem, RecipeError, UserError
+from rlhf_cli.methods import METHODS
+from rlhf_cli.methods.base import Method
+from rlhf_cli.recipe import Recipe, apply_environment, read_recipe
+from rlhf_cli.schema import load_schema, method_names
+from rlhf_cli.terminal import paint, printable, say, say_error
+
+app = typer.Typer(
+    name="rlhf",
+    help="RLHF you can trust, from one recipe file, on one GPU or many.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_FORWARDING = {
+    "allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": ["-h", "--help"],
+}  # fmt: skip
+
+
+def main() -> None:
+    """Run the command line; every error a user can mend ends here."""
+    # On a CPU bitsandbytes warns, at import, of an optional kernel that it then does without.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    try:
+        app()
+    except UserError as error:
+        say_error(error.as_text())
+        if os.environ.get("RLHF_DEBUG"):
+            traceback.print_exc()
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        say("interrupted")
+        sys.exit(130)
+
+
+def _complete_recipe(incomplete: str) -> list[str]:
+    """Recipe files and folders that start like what was typed."""
+    typed = Path(incomplete)
+    folder = typed if incomplete.endswith("/") else typed.parent
+    if not folder.is_dir():
+        return []
+    found = [path for path in folder.iterdir() if path.is_dir() or path.suffix in (".yaml", ".yml")]
+    names = sorted(f"{path}/" if path.is_dir() else str(path) for path in found)
+    return [name for name in names if name.startswith(incomplete)]
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"rlhf-cli {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+RecipeFile = Annotated[str, typer.Argument(help="The recipe file.", metavar="RECIPE", autocompletion=_complete_recipe)]
+
+
+# --- training ---------------------------------------------------------------------------------------------------
+
+
+def _add_training_command(method: Method) -> None:
+    def command(
+        context: typer.Context,
+        recipe: RecipeFile,
+        resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest complete checkpoint.")] = False,
+        overwrite: Annotated[bool, typer.Option("--overwrite", help="Move the run that is there aside.")] = False,
+        dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, show the plan, and stop.")] = False,
+        as_json: Annotated[bool, typer.Option("--json", help="Write the outcome to stdout as JSON.")] = False,
+    ) -> None:
+        if resume and overwrite:
+            raise RecipeError("--resume and --overwrite exclude each other")
+        path, overrides = _split_arguments([recipe, *context.args], method.command)
+        checked = read_recipe(path, method=method.command, overrides=overrides)
+        _show_warnings(checked.warnings)
+        apply_environment(checked)
+        say(f"{method.command} {path}: {len(checked.values)} keys, all good; loading torch, transformers and TRL")
+        from rlhf_cli.prepare import prepare
+        from rlhf_cli.train import train
+
+        if dry_run:
+            plan = prepare(checked, method, resume=resume, overwrite=overwrite).plan
+            typer.echo(json.dumps(plan.as_json(), default=str) if as_json else plan.as_text())
+            return
+        run = train(checked, method, resume=resume, overwrite=overwrite)
+        if as_json:
+            typer.echo(json.dumps(run.read_run(), default=str))
+
+    command.__doc__ = (
+        f"{method.summary}.\n\nAny key of the recipe can be given here too and wins over the file: "
+        "`--learning_rate 1e-5`, `--learning-rate 1e-5` or `learning_rate=1e-5`."
+    )
+    app.command(method.command, context_settings=_FORWARDING)(command)
+
+
+def _split_arguments(arguments: Sequence[str], method: str) -> tuple[Path, list[tuple[str, str]]]:
+    """Tell the recipe from `--key value`, `--key=value` and `key=value`, in any order.
+
+    A flag that stands alone (`--packing`) means true.
+    """
+    recipes: list[str] = []
+    overrides: list[tuple[str, str]] = []
+    known = load_schema(method)["properties"]
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        name, equals, value = argument.partition("=")
+        key = name.lstrip("-").replace("-", "_")
+        if equals and (name.startswith("--") or name.isidentifier()):
+            overrides.append((key, value))
+        elif argument.startswith("--") and len(argument) > 2:
+            is_flag = known.get(key, {}).get("type") == "boolean"
+            stands_alone = not rest or rest[0].startswith("--") or (is_flag and not _is_truth(rest[0]))
+            overrides.append((key, "true" if stands_alone else rest.pop(0)))
+        else:
+            recipes.append(argument)
+    if len(recipes) != 1:
+        what = f"one recipe is wanted, got {len(recipes)}: {' '.join(recipes)}" if recipes else "no recipe given"
+        raise RecipeError(what, hint=f"rlhf {method} RECIPE [--key value …]")
+    return Path(recipes[0]), overrides
+
+
+def _is_truth(word: str) -> bool:
+    return word.lower() in ("true", "false", "yes", "no", "on", "off", "null")
+
+
+def _show_warnings(warnings: Sequence[Problem]) -> None:
+    for warning in warnings:
+        say_error(warning.as_text())
+
+
+for _method in METHODS:
+    _add_training_command(_method)
+
+
+# --- recipes ----------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def check(
+    recipes: Annotated[
+        list[str], typer.Argument(help="Recipe files.", metavar="FILE…", autocompletion=_complete_recipe)
+    ],
+    method: Annotated[str | None, typer.Option(help="The method, where a recipe does not state it.")] = None,
+    data: Annotated[
+        bool, typer.Option("--data", help="Read and check every row too, and show one as the model sees it.")
+    ] = False,
+    resolved: Annotated[bool, typer.Option("--resolved", help="Show every value and the line it comes from.")] = False,
+    form: Annotated[str, typer.Option("--format", help="human, json or github.")] = "human",
+) -> None:
+    """Check recipes, without a GPU and without loading a model."""
+    if form not in ("human", "json", "github"):
+        raise RecipeError(f"--format cannot be {form}", hint="one of human, json, github")
+    if method is not None and method not in method_names():
+        raise RecipeError(f"unknown method `{method}`", hint=f"one of {', '.join(method_names())}")
+    outcomes = [_check_one(name, method, data=data, resolved=resolved, form=form) for name in recipes]
+    worst = max(code for _, code in outcomes)
+    if form == "json":
+        typer.echo(json.dumps({"ok": worst == 0, "recipes": [outcome for outcome, _ in outcomes]}, ensure_ascii=False))
+    raise typer.Exit(worst)
+
+
+def _check_one(name: str, method: str | None, *, data: bool, resolved: bool, form: str) -> tuple[dict[str, Any], int]:
+    """Check one recipe and show it; its outcome as JSON, and its exit code."""
+    recipe, hint, code = None, None, 0
+    outcome: dict[str, Any] = {"file": name}
+    try:
+        recipe = read_recipe(Path(name), method=method)
+        problems = recipe.warnings
+        if data:
+            apply_environment(recipe)
+            outcome["data"] = _check_data(recipe, show=form == "human")
+    except UserError as error:
+        problems, hint, code = error.problems, error.hint, error.exit_code
+    if form == "human":
+        _show_check(name, recipe if code == 0 else None, problems, hint)
+        if recipe and resolved:
+            typer.echo(_resolved_text(recipe))
+    elif form == "github":
+        typer.echo("\n".join(problem.as_github() for problem in problems), nl=bool(problems))
+    return {**outcome, "ok": code == 0, "problems": [problem.as_json() for problem in problems]}, code
+
+
+def _show_check(name: str, recipe: Recipe | None, problems: Sequence[Problem], hint: str | None) -> None:
+    for problem in problems:
+        say_error(problem.as_text())
+    if hint:
+        say_error(f"hint: {hint}")
+    if recipe:
+        say(f"{paint('ok', 'good')} {name}: {recipe.method}, {len(recipe.values)} keys")
+
+
+def _check_data(recipe: Recipe, *, show: bool) -> dict[str, Any]:
+    from rlhf_cli.findings import inspect_data
+
+    method = next(method for method in METHODS if method.command == recipe.method)
+    findings = inspect_data(recipe, method)
+    if show:
+        typer.echo(findings.as_text())
+    return findings.as_json()
+
+
+def _resolved_text(recipe: Recipe) -> str:
+    """Every value written, as YAML, with the place it comes from."""
+    lines = [
+        (f"{key}: {json.dumps(value, ensure_ascii=False, default=str)}", recipe.where(key))
+        for key, value in recipe.values.items()
+    ]
+    width = min(60, max((len(line) for line, _ in lines), default=0))
+    return "\n".join(f"{line:<{width}}  # {origin}" for line, origin in lines)
+
+
+@app.command()
+def schema(
+    method: Annotated[str, typer.Argument(help="The method.", autocompletion=method_names)],
+    search: Annotated[str | None, typer.Option(help="Only keys whose name or help has this word.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The JSON Schema, for editors.")] = False,
+) -> None:
+    """The keys a recipe may have."""
+    if method not in method_names():
+        raise RecipeError(f"unknown method `{method}`", hint=f"one of {', '.join(method_names())}")
+    whole = load_schema(method)
+    if as_json:
+        typer.echo(json.dumps(whole, indent=1, ensure_ascii=False))
+        return
+    word = (search or "").lower()
+    found = {
+        key: entry
+        for key, entry in whole["properties"].items()
+        if word in key or word in entry.get("description", "").lower()
+    }
+    # A word in a name says more than a word in a help text.
+    for key in sorted(found, key=lambda key: (word not in key, key)):
+        typer.echo(_describe_key(key, found[key]))
+    if not found:
+        raise RecipeError(f"no key of {method} has `{search}` in its name or help")
+
+
+def _describe_key(key: str, entry: dict[str, Any]) -> str:
+    import textwrap
+
+    kind = entry.get("type", "any")
+    values = entry.get("enum") or ([kind] if isinstance(kind, str) else kind)
+    head = f"{key}: {' | '.join(str(value) for value in values)}"
+    if "default" in entry:
+        head += f"  (default {json.dumps(entry['default'])})"
+    body = textwrap.fill(entry.get("description", ""), width=96, initial_indent="    ", subsequent_indent="    ")
+    return f"{head}\n{body}"
+
+
+@app.command()
+def init(
+    method: Annotated[str, typer.Argument(help="The method.", autocompletion=method_names)],
+    out: Annotated[Path | None, typer.Option(help="The file to write.")] = None,
+    model: Annotated[str, typer.Option(help="A Hub id or a model folder.")] = "Qwen/Qwen3-0.6B",
+    data: Annotated[str, typer.Option(help="A data file, a folder or a Hub id.")] = "trl-lib/Capybara",
+) -> None:
+    """Write a first recipe."""
+    wanted = next((entry for entry in METHODS if entry.command == method), None)
+    if wanted is None:
+        raise RecipeError(f"unknown method `{method}`", hint=f"one of {', '.join(method_names())}")
+    path = out or Path(f"{method}.yaml")
+    if path.exists():
+        raise RecipeError("the file is there already", where=str(path), hint="name another with `--out`")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(
+        wanted.starter.format(path=path, model=model, data=data, output=f"runs/{path.stem}"), encoding="utf-8"
+    )
+    say(f"wrote {path}")
+    say_error(f"hint: rlhf check {path} --data, then rlhf {method} {path}")
+
+
+# --- the rest -----------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="As JSON, on stdout.")] = False) -> None:
+    """What this machine can do: devices, dtypes, optional parts, versions."""
+    say("loading torch")
+    from rlhf_cli.machine import examine
+
+    report = examine()
+    typer.echo(json.dumps(report) if as_json else "\n".join(f"{name:<16} {value}" for name, value in report.items()))
+
+
+@app.command()
+def generate(
+    run: Annotated[str, typer.Argument(help="A run folder, a model folder or a Hub id.", metavar="RUN")],
+    prompt: Annotated[list[str] | None, typer.Option(help="A prompt; may be given again.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="A file of prompts: one a line, or rows with a prompt.")] = None,
+    baseline: Annotated[bool, typer.Option("--baseline", help="The model it was trained from, beside it.")] = False,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of an answer.")] = 256,
+    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token.")] = 0.0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts at a time.")] = 8,
+    seed: Annotated[int, typer.Option(help="For sampling.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+) -> None:
+    """Answers from a run, with the model it started from beside it."""
+    if not prompt and prompts is None:
+        raise RecipeError("nothing to answer", hint="give `--prompt TEXT` or `--prompts FILE`")
+    say(f"loading {run}")
+    from rlhf_cli.generate import Sampling, answer_prompts, read_prompts
+
+    questions = [*(prompt or []), *(read_prompts(prompts) if prompts else [])]
+    sampling = Sampling(max_new_tokens, temperature, batch_size, seed)
+    answers = answer_prompts(run, questions, sampling, baseline=baseline)
+    for answer in answers:
+        typer.echo(json.dumps(answer, ensure_ascii=False) if as_json else _answer_text(answer))
+
+
+def _answer_text(answer: dict[str, str]) -> str:
+    return "\n".join(f"{name:<9} {printable(text).strip()}" for name, text in answer.items()) + "\n"

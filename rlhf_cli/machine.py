@@ -1,0 +1,145 @@
+"""What we run on: devices, dtypes, memory, and what follows where the recipe is silent."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import platform
+import subprocess
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+import transformers
+
+from rlhf_cli.plan import GIB, Decision, Machine
+from rlhf_cli.recipe import Recipe
+
+
+def detect_machine(*, use_cpu: bool = False) -> Machine:
+    """Look at the devices of this process.
+
+    Args:
+        use_cpu: Ignore accelerators, as the recipe key `use_cpu` asks.
+    """
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    threads = torch.get_num_threads()
+    if not use_cpu and torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        memory = properties.total_memory / GIB
+        return Machine("cuda", properties.name, processes, threads, memory, bf16=torch.cuda.is_bf16_supported())
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
+    if not use_cpu and torch.backends.mps.is_available():
+        return Machine("mps", platform.processor() or "Apple", processes, threads, memory, bf16=True)
+    return Machine("cpu", _cpu_name(), processes, threads, memory, bf16=_cpu_computes_bf16())
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _cpu_computes_bf16() -> bool:
+    """AMX tiles or AVX-512 BF16; elsewhere bf16 on a CPU is emulated, and slower than fp32."""
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = cpuinfo.read_text(encoding="utf-8", errors="replace") if cpuinfo.exists() else ""
+    return "amx_bf16" in flags or "avx512_bf16" in flags
+
+
+def decide(recipe: Recipe, machine: Machine, defaults: Mapping[str, Any]) -> dict[str, Decision]:
+    """Values for the keys that the recipe leaves open.
+
+    Args:
+        recipe: What was written; it is never overruled.
+        machine: What the run has to work with.
+        defaults: The method's changes of TRL's defaults.
+    """
+    decisions = {key: Decision(value, "default of rlhf-cli") for key, value in defaults.items() if key not in recipe}
+    on_cpu = machine.device == "cpu"
+    wanted: dict[str, Decision] = {
+        "output_dir": Decision(f"runs/{recipe.path.stem}", "named after the recipe"),
+        "use_cpu": Decision(on_cpu, "no accelerator here" if on_cpu else f"there is {machine.name}"),
+        "bf16": _decide_bf16(recipe, machine),
+        "activation_checkpointing": _decide_checkpointing(recipe, machine),
+        "dataloader_pin_memory": Decision(not on_cpu, "pinned memory is for copies to a GPU"),
+    }
+    decisions.update({key: decision for key, decision in wanted.items() if key not in recipe})
+    if "dtype" not in recipe:
+        decisions["dtype"] = _decide_dtype(
+            recipe, bf16=bool(_settled("bf16", recipe, decisions)), device=machine.device
+        )
+    return decisions
+
+
+def _settled(key: str, recipe: Recipe, decisions: Mapping[str, Decision]) -> Any:
+    return decisions[key].value if key in decisions else recipe[key]
+
+
+def _decide_bf16(recipe: Recipe, machine: Machine) -> Decision:
+    if recipe["fp16"]:
+        return Decision(False, "the recipe says fp16")
+    return Decision(machine.bf16, "computed by the hardware" if machine.bf16 else "only emulated by this hardware")
+
+
+def _decide_checkpointing(recipe: Recipe, machine: Machine) -> Decision:
+    if "gradient_checkpointing" in recipe:
+        return Decision(recipe["gradient_checkpointing"], "`gradient_checkpointing` in the recipe")
+    if machine.device == "cpu":
+        return Decision(False, "a CPU has memory rather than speed to spare")
+    return Decision(True, "a GPU has speed rather than memory to spare")
+
+
+def _decide_dtype(recipe: Recipe, *, bf16: bool, device: str) -> Decision:
+    """The dtype weights are stored in. What is trained is kept in fp32 whatever this says."""
+    frozen = recipe["use_peft"]
+    if frozen and bf16:
+        return Decision("bfloat16", "frozen weights need no more")
+    return Decision("float32", "weights that train need it" if not frozen else f"{device} computes in fp32")
+
+
+def describe_environment() -> dict[str, Any]:
+    """Versions of what computes, and of the working copy, so that a run can be done again."""
+    names = ("rlhf-cli", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes")
+    versions = {name: metadata.version(name) for name in names}
+    git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    return {"python": platform.python_version(), **versions, "git": git.stdout.strip() or None}
+
+
+def examine() -> dict[str, str]:
+    """The machine and the installed parts, in words, for `rlhf doctor`."""
+    machine = detect_machine()
+    report = {
+        "device": f"{machine.device}: {machine.name}",
+        "memory": f"{machine.memory_gib:.1f} GiB",
+        "threads": str(machine.threads),
+        "bf16": "computed by the hardware" if machine.bf16 else "emulated only, so runs use fp32",
+        "GPUs": str(torch.cuda.device_count()),
+        "4-bit": "bitsandbytes, on the CPU too"
+        if importlib.util.find_spec("bitsandbytes")
+        else "bitsandbytes is missing",
+    }
+    for name, package in (("flash-attn", "flash_attn"), ("deepspeed", "deepspeed"), ("trackio", "trackio")):
+        report[name] = "installed" if importlib.util.find_spec(package) else f"not installed (pip install {name})"
+    return {**report, **{name: str(version) for name, version in describe_environment().items() if version}}
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Keep libraries from drawing bars and repeating what is known already; errors come through."""
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    logging.getLogger("accelerate").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield

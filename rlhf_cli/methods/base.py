@@ -1,0 +1,44 @@
+"""What a method says about itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import Trainer
+
+    from rlhf_cli.models import Policy
+    from rlhf_cli.plan import Plan
+
+
+@dataclass(frozen=True)
+class Encodings:
+    """The rows of a run as its trainer takes them."""
+
+    train: Dataset
+    test: Dataset | None
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to train: its keys, its rows, its trainer."""
+
+    command: str
+    """The command, and the name of its schema."""
+    summary: str
+    """One line of help."""
+    config_classes: Callable[[], tuple[type, ...]]
+    """The dataclasses whose fields are the recipe's keys. Imports TRL, so only `make schema` calls it."""
+    build_trainer: Callable[[Plan, Policy, Encodings], Trainer]
+    """The trainer, ready to train. The one place where a method imports TRL."""
+    keys: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    """Keys beyond TRL's, as JSON Schema."""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """Changes of TRL's defaults, for keys that the recipe leaves out; printed at the start of a run."""
+    roles: tuple[str, ...] = ("policy",)
+    """The models that the plan counts memory for."""
+    starter: str = ""
+    """The recipe that `rlhf init` writes."""

@@ -1,0 +1,65 @@
+"""SFT: learn to answer from examples, with TRL's SFTTrainer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rlhf_cli.methods.base import Method
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+    from rlhf_cli.methods.base import Encodings
+    from rlhf_cli.models import Policy
+    from rlhf_cli.plan import Plan
+
+
+def config_classes() -> tuple[type, ...]:
+    """Where the keys come from."""
+    from trl import ModelConfig, ScriptArguments, SFTConfig
+    from trl.scripts.utils import DatasetMixtureConfig
+
+    return ScriptArguments, SFTConfig, ModelConfig, DatasetMixtureConfig
+
+
+def build_trainer(plan: Plan, policy: Policy, data: Encodings) -> Trainer:
+    """TRL's SFTTrainer on rows that are tokens already."""
+    from trl import SFTConfig, SFTTrainer
+
+    return SFTTrainer(
+        model=policy.model,
+        args=SFTConfig(**plan.arguments(SFTConfig)),
+        train_dataset=data.train,
+        eval_dataset=data.test,
+        processing_class=policy.tokenizer,
+    )
+
+
+METHOD = Method(
+    command="sft",
+    summary="Supervised fine-tuning: learn to answer from examples",
+    config_classes=config_classes,
+    build_trainer=build_trainer,
+    defaults={
+        # TRL trains on every token of `messages`, the user's included.
+        "assistant_only_loss": True,
+    },
+    starter="""\
+# Fine-tunes a chat model on conversations, with LoRA.   rlhf sft {path}
+method: sft
+model_name_or_path: {model}
+dataset_name: {data}
+test_split_size: 0.1              # held out, and evaluated at the end
+use_peft: true                    # LoRA; remove for full fine-tuning
+lora_r: 16
+lora_target_modules: all-linear
+packing: true                     # several rows into one sequence of max_length
+max_length: 1024
+per_device_train_batch_size: 2
+gradient_accumulation_steps: 4
+learning_rate: 2.0e-4
+num_train_epochs: 1
+logging_steps: 10
+output_dir: {output}
+""",
+)

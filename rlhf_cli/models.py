@@ -1,0 +1,314 @@
+"""Load, quantise, adapt, save: the policy and its tokenizer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from peft import PeftConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
+from trl import ModelConfig, get_peft_config, get_quantization_config
+
+from rlhf_cli.errors import EnvironmentFault, RecipeError
+from rlhf_cli.plan import ModelSize, Plan, weight_bytes
+from rlhf_cli.recipe import Recipe
+from rlhf_cli.render import ensure_chat_template
+
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin")
+_BROKEN = (OSError, ValueError, KeyError, SafetensorError, RuntimeError, json.JSONDecodeError)
+"""What transformers raises, version by version, for folders that hold no usable model."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model comes from."""
+
+    name: str
+    """As the recipe names it: a folder or a Hub id."""
+    base: str
+    """The weights: the same, or the base below an adapter."""
+    adapter: str | None
+    """The adapter folder, where `name` is one."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The model that trains, and its tokenizer."""
+
+    model: PreTrainedModel | PeftModel
+    tokenizer: PreTrainedTokenizerBase
+    source: Source
+
+
+def find_source(recipe: Recipe) -> Source:
+    """See what `model_name_or_path` names, and check a local folder before anything is loaded.
+
+    Raises:
+        RecipeError: when it is no model folder, or not one the recipe can train.
+    """
+    name = str(recipe["model_name_or_path"])
+    where = recipe.where("model_name_or_path")
+    path = Path(name).expanduser()
+    if not path.exists():
+        if name.startswith((".", "/", "~")) or name.count("/") > 1:
+            raise RecipeError(f"there is no model folder `{name}`", where=where)
+        return Source(name, name, None)
+    if not path.is_dir():
+        raise RecipeError(f"`{name}` is a file, not a model folder", where=where)
+    if (path / "adapter_config.json").exists():
+        adapter = _read_config(path / "adapter_config.json", where)
+        base = str(adapter.get("base_model_name_or_path") or "")
+        if not base:
+            raise RecipeError(f"the adapter in `{name}` does not name its base model", where=where)
+        _refuse_other_adapter(recipe, adapter, name)
+        return Source(name, base, str(path))
+    config = path / "config.json"
+    if not config.exists():
+        raise RecipeError(f"`{name}` holds no model: config.json is missing", where=where)
+    _read_config(config, where)
+    if not any(next(path.glob(pattern), None) for pattern in _WEIGHTS):
+        raise RecipeError(f"`{name}` holds no weights: no *.safetensors file", where=where)
+    return Source(name, str(path), None)
+
+
+def _read_config(path: Path, where: str) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
+        raise RecipeError(f"{path} is damaged: {error}", where=where) from None
+
+
+def _refuse_other_adapter(recipe: Recipe, adapter: Mapping[str, Any], name: str) -> None:
+    """An adapter is continued as it is: a recipe that asks for another shape of it is an error."""
+    if "use_peft" in recipe and not recipe["use_peft"]:
+        raise RecipeError(
+            f"`{name}` is an adapter, which is trained on, but the recipe says `use_peft: false`",
+            where=recipe.where("use_peft"),
+            hint="merge the adapter into its base first, or remove `use_peft: false`",
+        )
+    for key, there in (("lora_r", adapter.get("r")), ("lora_alpha", adapter.get("lora_alpha"))):
+        if key in recipe and recipe[key] != there:
+            raise RecipeError(
+                f"`{key}` is {recipe[key]}, but the adapter in `{name}` has {there}",
+                where=recipe.where(key),
+                hint=f"remove `{key}`: a continued adapter keeps its shape",
+            )
+
+
+# --- tokenizer ------------------------------------------------------------------------------------------------
+
+
+def load_tokenizer(recipe: Recipe, source: Source) -> tuple[PreTrainedTokenizerBase, bool]:
+    """Load the tokenizer, give it a chat template and a padding token.
+
+    Returns:
+        The tokenizer, and whether it got our chat template.
+
+    Raises:
+        RecipeError: when there is none, or the recipe names tokens it does not have.
+    """
+    where = recipe.where("model_name_or_path")
+    folder = source.adapter if source.adapter and _has_tokenizer(Path(source.adapter)) else source.base
+    if Path(folder).is_dir() and not _has_tokenizer(Path(folder)):
+        raise RecipeError(f"`{source.name}` has no tokenizer: tokenizer.json is missing", where=where)
+    with _explained(recipe, f"the tokenizer of `{source.name}`"):
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, revision=recipe["model_revision"], trust_remote_code=recipe["trust_remote_code"]
+        )
+    for key in ("eos_token", "pad_token"):
+        if recipe[key] is not None:
+            if recipe[key] not in tokenizer.get_vocab():
+                raise RecipeError(f"the tokenizer has no token `{recipe[key]}`", where=recipe.where(key))
+            setattr(tokenizer, key, recipe[key])
+    if tokenizer.eos_token is None:
+        raise RecipeError("the tokenizer has no end-of-sequence token", where=where, hint="name one with `eos_token`")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer, ensure_chat_template(tokenizer, _recipe_template(recipe, tokenizer))
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return any(
+        (folder / name).exists()
+        for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+    )
+
+
+def _recipe_template(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The chat template that the recipe gives, as text."""
+    if recipe["chat_template"] is not None:
+        return str(recipe["chat_template"])
+    path = recipe["chat_template_path"]
+    if path is None:
+        return None
+    if Path(path).is_file():
+        return Path(path).read_text(encoding="utf-8")
+    if str(path).endswith((".jinja", ".jinja2")):
+        raise RecipeError(f"there is no chat template `{path}`", where=recipe.where("chat_template_path"))
+    with _explained(recipe, f"the tokenizer `{path}`"):
+        other = AutoTokenizer.from_pretrained(path, trust_remote_code=recipe["trust_remote_code"])
+    template = str(other.chat_template or "")
+    lacking = [token for token in other.all_special_tokens if token in template and token not in tokenizer.get_vocab()]
+    if not template or lacking:
+        what = f"uses tokens that this model does not have: {', '.join(lacking)}" if lacking else "does not exist"
+        raise RecipeError(f"the chat template of `{path}` {what}", where=recipe.where("chat_template_path"))
+    return template
+
+
+# --- model ------------------------------------------------------------------------------------------------------
+
+
+def measure_model(recipe: Recipe, source: Source, dtype: str) -> ModelSize:
+    """Count parameters on the meta device, adapters included, without loading a weight."""
+    with _explained(recipe, f"the configuration of `{source.name}`"):
+        config = AutoConfig.from_pretrained(
+            source.base, revision=recipe["model_revision"], trust_remote_code=recipe["trust_remote_code"]
+        )
+        with init_empty_weights():
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=recipe["trust_remote_code"])
+    base = sum(parameter.numel() for parameter in model.parameters())
+    linear = sum(
+        module.weight.numel()
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and "lm_head" not in name
+    )
+    text = config.get_text_config()
+    trainable, frozen, frozen_bytes = base, 0, 0.0
+    if recipe["use_peft"] or source.adapter:
+        with init_empty_weights():
+            adapted = get_peft_model(model, _adapter_config(recipe, source))
+        trainable = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
+        frozen = base
+        bits = 4.5 if recipe["load_in_4bit"] else 8.5 if recipe["load_in_8bit"] else 8 * weight_bytes(dtype)
+        frozen_bytes = linear * bits / 8 + (base - linear) * weight_bytes(dtype)
+    return ModelSize(
+        trainable=trainable,
+        frozen=frozen,
+        frozen_bytes=int(frozen_bytes),
+        hidden=text.hidden_size,
+        layers=text.num_hidden_layers,
+        vocabulary=text.vocab_size,
+    )
+
+
+def _adapter_config(recipe: Recipe, source: Source) -> PeftConfig:
+    if source.adapter:
+        return PeftConfig.from_pretrained(source.adapter)
+    return get_peft_config(_model_config(recipe, {}))
+
+
+def _model_config(recipe: Recipe, decided: Mapping[str, Any]) -> ModelConfig:
+    """TRL's view of the model keys."""
+    values = {**recipe.values, **decided}
+    return ModelConfig(**{key: values[key] for key in ModelConfig.__dataclass_fields__ if key in values})
+
+
+def load_policy(recipe: Recipe, plan: Plan, source: Source, tokenizer: PreTrainedTokenizerBase) -> Policy:
+    """Load the weights, quantise them, and put the adapter on.
+
+    Raises:
+        RecipeError: when the folder holds no model that can be loaded.
+        EnvironmentFault: when the hub cannot be reached.
+    """
+    model_config = _model_config(recipe, {"dtype": plan.setting("dtype")})
+    set_seed(recipe["seed"])  # a new adapter starts at random
+    quantization = get_quantization_config(model_config)
+    with _explained(recipe, f"the model `{source.name}`"):
+        model = AutoModelForCausalLM.from_pretrained(
+            source.base,
+            dtype=model_config.dtype,
+            revision=recipe["model_revision"],
+            trust_remote_code=recipe["trust_remote_code"],
+            attn_implementation=model_config.attn_implementation,
+            quantization_config=quantization,
+            device_map={"": plan.machine.device} if quantization else None,
+            **(recipe["model_init_kwargs"] or {}),
+        )
+        if source.adapter:
+            model = PeftModel.from_pretrained(model, source.adapter, is_trainable=True)
+        elif recipe["use_peft"]:
+            model = get_peft_model(model, _adapter_config(recipe, source))
+    return Policy(model, tokenizer, source)
+
+
+def load_for_generation(name: str, *, dtype: str, device: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a run, a model folder or a Hub id, to ask it questions.
+
+    Raises:
+        RecipeError: when it holds no model.
+        EnvironmentFault: when the hub cannot be reached.
+    """
+    try:
+        if (Path(name) / "adapter_config.json").exists():
+            base = str(PeftConfig.from_pretrained(name).base_model_name_or_path)
+            model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
+            model = PeftModel.from_pretrained(model, name)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OfflineModeIsEnabled, ConnectionError, HfHubHTTPError) as error:
+        raise EnvironmentFault(f"cannot reach the Hub for `{name}`: {_first_line(error)}") from None
+    except _BROKEN as error:
+        raise RecipeError(f"`{name}` holds no model to ask: {_first_line(error)}") from None
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    ensure_chat_template(tokenizer)
+    return model.to(device).eval(), tokenizer
+
+
+def keep_trained_in_fp32(model: torch.nn.Module) -> None:
+    """Hold every trainable parameter in fp32.
+
+    In bf16 small steps vanish; and TRL casts 4-bit adapters to bf16 while PEFT loads them as fp32, so that a resumed
+    run would go other ways than one that was never stopped.
+    """
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+class _explained:
+    """Turn what transformers raises for an unusable model into one clear error."""
+
+    def __init__(self, recipe: Recipe, what: str) -> None:
+        self.recipe, self.what = recipe, what
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        where = self.recipe.where("model_name_or_path")
+        if isinstance(error, (OfflineModeIsEnabled, ConnectionError, HfHubHTTPError)) or _is_offline(error):
+            raise EnvironmentFault(
+                f"cannot reach the Hub for {self.what}",
+                where=where,
+                hint="give a local folder, or download it where there is a network: `hf download`",
+            ) from None
+        if isinstance(error, _BROKEN):
+            raise RecipeError(f"cannot load {self.what}: {_first_line(error)}", where=where) from error
+
+
+def _is_offline(error: BaseException | None) -> bool:
+    return (
+        isinstance(error, OSError)
+        and any(words in str(error) for words in ("couldn't connect to", "offline mode", "cached files", "Can't load"))
+        and "local" not in str(error).split("'")[0]
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

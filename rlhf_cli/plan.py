@@ -1,0 +1,241 @@
+"""Recipe + machine + counts into the run's numbers, memory included (pure)."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rlhf_cli.recipe import Recipe
+
+GIB = 2**30
+_NOT_THE_TRAINERS = frozenset({
+    # rows come as tokens, and the model loaded
+    "assistant_only_loss", "completion_only_loss", "chat_template_path", "model_init_kwargs", "dataset_text_field",
+    # one name for one setting
+    "gradient_checkpointing",
+    # old checkpoints go only when the new one has its manifest
+    "save_total_limit",
+})  # fmt: skip
+_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "auto": 4}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a run has to work with."""
+
+    device: str
+    """cpu, cuda or mps."""
+    name: str
+    processes: int
+    """Processes that train together."""
+    threads: int
+    memory_gib: float
+    """Of one device; for a CPU, of the machine."""
+    bf16: bool
+    """Whether bf16 is computed by hardware, not emulated."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A value for a key that the recipe leaves out, and why."""
+
+    value: Any
+    reason: str
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What became of the rows of one split, and of their tokens."""
+
+    read: int
+    """Rows in the files."""
+    bad: int
+    """Left out with `skip_bad_rows`."""
+    masked: int
+    """Dropped by TRL: no token carries loss within `max_length`."""
+    used: int
+    """Rows that train."""
+    truncated: int
+    """Of the used rows, those longer than `max_length`."""
+    examples: int
+    """What the trainer sees: the used rows, or packs of them."""
+    tokens: int
+    """In all examples, once."""
+    loss_tokens: int
+    """Of these, tokens that carry loss."""
+    longest: int
+    """Tokens of the longest example."""
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """Parameters of one model, counted without loading it."""
+
+    trainable: int
+    frozen: int
+    frozen_bytes: int
+    hidden: int
+    """Width of the residual stream."""
+    layers: int
+    vocabulary: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The numbers of one run."""
+
+    method: str
+    output_dir: Path
+    settings: dict[str, Any]
+    """Every key that is not left to TRL: what the recipe says, and what was decided for it."""
+    decisions: dict[str, Decision]
+    machine: Machine
+    train: Counts
+    test: Counts | None
+    batch: int
+    """Examples an optimizer step sees, over all processes and accumulation."""
+    steps: int
+    steps_per_epoch: int
+    memory_gib: dict[str, float]
+    """By role and part; of one device. An estimate."""
+
+    def as_json(self) -> dict[str, Any]:
+        """The plan as a JSON object."""
+        return {**asdict(self), "output_dir": str(self.output_dir), "settings": self.public_settings()}
+
+    def public_settings(self) -> dict[str, Any]:
+        """The settings that may be written down: all but tokens, and variables that may hold some."""
+        return {key: value for key, value in self.settings.items() if key not in ("hub_token", "env")}
+
+    def setting(self, key: str, default: Any = None) -> Any:
+        """A key that the recipe gives or that was decided."""
+        return self.settings.get(key, default)
+
+    def as_text(self) -> str:
+        """The plan as it is shown to a person."""
+        counts, machine = self.train, self.machine
+        left_out = [f"{n} {why}" for n, why in ((counts.bad, "bad"), (counts.masked, "without loss")) if n]
+        rows = f"{counts.used:,} of {counts.read:,} train" + (f" ({', '.join(left_out)} left out)" if left_out else "")
+        if self.test:
+            rows += f", {self.test.used:,} held out"
+        packs = f" in {counts.examples:,} packs" if counts.examples != counts.used else ""
+        share = counts.loss_tokens / max(1, counts.tokens)
+        total = sum(self.memory_gib.values())
+        parts = ", ".join(f"{name} {_gib(amount)}" for name, amount in self.memory_gib.items())
+        lines = [
+            ("rows", f"{rows}; {counts.truncated:,} truncated"),
+            (
+                "tokens",
+                f"{counts.tokens:,} an epoch{packs}, {share:.0%} with loss, longest {counts.longest:,}",
+            ),
+            ("steps", f"{self.steps:,} of {self.batch} examples ({self.steps_per_epoch:,} an epoch)"),
+            (
+                "machine",
+                f"{machine.name}, {machine.processes} process{'es' if machine.processes > 1 else ''}",
+            ),
+            ("memory", f"about {_gib(total)} of {machine.memory_gib:.1f} GiB: {parts}"),
+            *((key, f"{json.dumps(decision.value)}: {decision.reason}") for key, decision in self.decisions.items()),
+            ("output", str(self.output_dir)),
+        ]
+        width = max(len(name) for name, _ in lines)
+        return "\n".join(f"{name:<{width}}  {text}" for name, text in lines)
+
+    def arguments(self, config_class: type) -> dict[str, Any]:
+        """The settings that are fields of a trainer's config, without those that are dealt with before or around it."""
+        fields = config_class.__dataclass_fields__  # type: ignore[attr-defined]
+        return {key: value for key, value in self.settings.items() if key in fields and key not in _NOT_THE_TRAINERS}
+
+
+def make_plan(
+    recipe: Recipe,
+    decisions: Mapping[str, Decision],
+    machine: Machine,
+    *,
+    train: Counts,
+    test: Counts | None,
+    sizes: Mapping[str, ModelSize],
+) -> Plan:
+    """Work out steps, batch and memory.
+
+    Args:
+        recipe: What to train.
+        decisions: Values for keys that the recipe leaves out.
+        machine: What it trains on.
+        train: Counts of the training rows.
+        test: Counts of the held-out rows.
+        sizes: The models, by role.
+    """
+    settings = {**recipe.values, **{key: decision.value for key, decision in decisions.items()}}
+
+    def value(key: str) -> Any:
+        return settings[key] if key in settings else recipe[key]
+
+    accumulation = value("gradient_accumulation_steps")
+    per_step = value("per_device_train_batch_size") * machine.processes
+    batches = math.ceil(train.examples / per_step)
+    steps_per_epoch = max(1, math.ceil(batches / accumulation))
+    steps = value("max_steps") if value("max_steps") > 0 else math.ceil(value("num_train_epochs") * steps_per_epoch)
+    tokens_per_batch = value("per_device_train_batch_size") * train.longest
+    memory: dict[str, float] = {}
+    for role, size in sizes.items():
+        parts = _memory(
+            size,
+            tokens=tokens_per_batch,
+            optimizer=str(value("optim")),
+            checkpointing=bool(value("activation_checkpointing")),
+            compute_bytes=2 if value("bf16") or value("fp16") else 4,
+        )
+        memory.update({f"{role} {part}": amount for part, amount in parts.items()})
+    return Plan(
+        method=recipe.method,
+        output_dir=Path(value("output_dir")),
+        settings=settings,
+        decisions=dict(decisions),
+        machine=machine,
+        train=train,
+        test=test,
+        batch=per_step * accumulation,
+        steps=steps,
+        steps_per_epoch=steps_per_epoch,
+        memory_gib=memory,
+    )
+
+
+def _memory(
+    size: ModelSize, *, tokens: int, optimizer: str, checkpointing: bool, compute_bytes: int
+) -> dict[str, float]:
+    """GiB by part.
+
+    Activations of a transformer layer take about 34 bytes a token and unit of width in 16 bits, attention scores
+    left out since they are never stored (Korthikanti et al. 2022, arXiv:2205.05198, eq. 2). With checkpointing, the
+    layer inputs stay and one layer is alive at a time.
+    """
+    adam_states = {"adamw_8bit": 2, "paged_adamw_8bit": 2, "adamw_bnb_8bit": 2, "sgd": 0, "adafactor": 0}
+    one_layer = 34 / 2 * compute_bytes * size.hidden * tokens
+    if checkpointing:
+        activations = size.layers * compute_bytes * size.hidden * tokens + one_layer
+    else:
+        activations = size.layers * one_layer
+    # TRL's fused head works in chunks of tokens; logits and their gradient exist for one chunk, in fp32.
+    logits = 2 * 4 * min(tokens, 256) * size.vocabulary
+    parts = {
+        "weights": size.trainable * 4 + size.frozen_bytes,
+        "gradients": size.trainable * 4,
+        "optimizer": size.trainable * adam_states.get(optimizer, 8),
+        "activations": activations,
+        "logits": logits,
+    }
+    return {name: amount / GIB for name, amount in parts.items()}
+
+
+def _gib(amount: float) -> str:
+    return f"{amount:.2f}" if amount >= 0.005 else "<0.01"
+
+
+def weight_bytes(dtype: str | None) -> int:
+    """Bytes of one weight stored as `dtype`."""
+    return _BYTES.get(dtype or "float32", 4)

@@ -1,0 +1,90 @@
+"""A run before its first step: rows read, tokens made, plan drawn up; nothing written, no weights loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from rlhf_cli.data import Encoded, Rows, encode_rows, load_rows
+from rlhf_cli.machine import decide, detect_machine, quietly
+from rlhf_cli.methods.base import Method
+from rlhf_cli.models import Source, find_source, load_tokenizer, measure_model
+from rlhf_cli.plan import Plan, make_plan
+from rlhf_cli.recipe import Recipe
+from rlhf_cli.render import Renderer, make_renderer
+from rlhf_cli.run_dir import RunDir, open_run_dir
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a run trains on, as its model will read it."""
+
+    source: Source
+    tokenizer: PreTrainedTokenizerBase
+    own_template: bool
+    """Whether the tokenizer had no chat template, and got ours."""
+    renderer: Renderer
+    rows: Rows
+    train: Encoded
+    test: Encoded | None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that could start."""
+
+    recipe: Recipe
+    run: RunDir
+    material: Material
+    plan: Plan
+
+
+def prepare(recipe: Recipe, method: Method, *, resume: bool = False, overwrite: bool = False) -> Prepared:
+    """Check data, model folder and output folder, and make the plan; `--dry-run` ends here.
+
+    Raises:
+        UserError: when the run cannot start.
+    """
+    machine = detect_machine(use_cpu=bool(recipe["use_cpu"]))
+    decisions = decide(recipe, machine, method.defaults)
+    output_dir = decisions["output_dir"].value if "output_dir" in decisions else recipe["output_dir"]
+    run = open_run_dir(recipe, Path(output_dir).expanduser(), resume=resume, overwrite=overwrite)
+    with quietly():
+        material = gather(recipe, method)
+        dtype = decisions["dtype"].value if "dtype" in decisions else recipe["dtype"]
+        sizes = {role: measure_model(recipe, material.source, str(dtype)) for role in method.roles}
+    plan = make_plan(
+        recipe,
+        decisions,
+        machine,
+        train=material.train.counts,
+        test=material.test.counts if material.test else None,
+        sizes=sizes,
+    )
+    return Prepared(recipe, run, material, plan)
+
+
+def gather(recipe: Recipe, method: Method) -> Material:
+    """Read every row and turn it into tokens."""
+    source = find_source(recipe)
+    tokenizer, own_template = load_tokenizer(recipe, source)
+    rows = load_rows(recipe)
+
+    def setting(key: str) -> Any:
+        return recipe[key] if key in recipe else method.defaults.get(key, recipe[key])
+
+    renderer = make_renderer(
+        tokenizer,
+        assistant_only=setting("assistant_only_loss"),
+        completion_only=setting("completion_only_loss"),
+    )
+    packing = setting("packing")
+    train = encode_rows(rows.train, renderer, recipe, bad=rows.bad, packing=packing)
+    test = None
+    if rows.test is not None:
+        eval_packing = packing if setting("eval_packing") is None else setting("eval_packing")
+        test = encode_rows(rows.test, renderer, recipe, packing=eval_packing)
+    return Material(source, tokenizer, own_template, renderer, rows, train, test)

@@ -1,0 +1,108 @@
+"""Trainer events to the terminal and to metrics.jsonl."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from rlhf_cli.run_dir import RunDir
+from rlhf_cli.terminal import is_terminal, say
+
+PLAIN_EVERY_S = 10.0
+_SHOWN = ("loss", "eval_loss", "grad_norm", "learning_rate")
+
+
+class Watch(TrainerCallback):
+    """One view of a run for people, and one file of its metrics for programs; on the first process only."""
+
+    def __init__(self, run: RunDir) -> None:
+        self.run = run
+        self._bar: Progress | None = None
+        self._task: Any = None
+        self._last_line_s = 0.0
+        self._step_started: tuple[float, float] | None = None
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Open the view."""
+        if not state.is_world_process_zero:
+            return
+        if is_terminal():
+            self._bar = Progress(
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(compact=True),
+                TextColumn("{task.description}", markup=False),
+                console=Console(stderr=True),
+                transient=True,
+            )
+            self._task = self._bar.add_task("", total=state.max_steps, completed=state.global_step)
+            self._bar.start()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Move the bar."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=state.global_step)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        """Append to metrics.jsonl, and show what matters."""
+        if not state.is_world_process_zero or not logs:
+            return
+        record = {"step": state.global_step, **logs}
+        speed = self._tokens_per_s(logs)
+        if speed is not None:
+            record["tokens_per_s"] = round(speed, 1)
+        with self.run.metrics_file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        self._show(state, record)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Close the view."""
+        self.close()
+
+    def close(self) -> None:
+        """Give the terminal back, also when training did not end well."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _tokens_per_s(self, logs: dict[str, Any]) -> float | None:
+        """Tokens a second since the log event before, where the trainer counts tokens."""
+        tokens = logs.get("num_tokens")
+        if tokens is None:
+            return None
+        now, before = (time.perf_counter(), float(tokens)), self._step_started
+        self._step_started = now
+        return (now[1] - before[1]) / (now[0] - before[0]) if before else None
+
+    def _show(self, state: TrainerState, record: dict[str, Any]) -> None:
+        shown = [f"{name} {_short(record[name])}" for name in _SHOWN if name in record]
+        if "tokens_per_s" in record:
+            shown.append(f"{record['tokens_per_s']:,.0f} tok/s")
+        if not shown:
+            return
+        text = "  ".join(shown)
+        if self._bar is not None:
+            self._bar.update(self._task, description=text, completed=state.global_step)
+            if "eval_loss" in record:
+                self._bar.console.print(f"step {state.global_step}  {text}", markup=False, highlight=False)
+            return
+        now = time.monotonic()
+        if "eval_loss" in record or now - self._last_line_s >= PLAIN_EVERY_S or state.global_step >= state.max_steps:
+            self._last_line_s = now
+            say(f"step {state.global_step}/{state.max_steps}  {text}")
+
+
+def _short(value: Any) -> str:
+    return f"{float(value):.4g}" if isinstance(value, (int, float, str)) else str(value)

@@ -1,0 +1,235 @@
+"""Keys that changed their name, keys that nothing reads, and names people try (tables).
+
+Gathered from the release notes of transformers 5 and TRL 1, and from the recipes people publish.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+RENAMED: dict[str, str] = {
+    "torch_dtype": "dtype",
+    "bnb_4bit_compute_dtype": "dtype",
+    "warmup_ratio": "warmup_steps",  # below 1 it is a ratio in transformers 5
+    "evaluation_strategy": "eval_strategy",
+    "max_seq_length": "max_length",
+    "preprocessing_num_workers": "dataset_num_proc",
+    "tokenizer_name_or_path": "chat_template_path",
+    "tokenizer_name": "chat_template_path",
+    "hub_model_revision": "hub_revision",
+    "push_to_hub_revision": "push_to_hub",
+    "push_to_hub_token": "hub_token",
+    "push_to_hub_model_id": "hub_model_id",
+    "per_gpu_train_batch_size": "per_device_train_batch_size",
+    "per_gpu_eval_batch_size": "per_device_eval_batch_size",
+    "no_cuda": "use_cpu",
+    "use_liger": "use_liger_kernel",
+    "xpu_backend": "ddp_backend",
+    "torchdynamo": "torch_compile_backend",
+}
+"""Old key to today's; the value stays."""
+
+
+def _mixture(old: Any) -> dict[str, Any]:
+    """alignment-handbook's `dataset_mixture`; a weight there is a share of that dataset, so it becomes a slice."""
+    old = old if isinstance(old, Mapping) else {"datasets": old}
+    entries = []
+    for item in old.get("datasets") or []:
+        entry = {"path": item.get("id"), "name": item.get("config"), "columns": item.get("columns")}
+        entry["split"] = _slice(item.get("split") or "train", item.get("weight"))
+        entries.append({key: value for key, value in entry.items() if value is not None})
+    size = old.get("test_split_size")
+    return {"datasets": entries, **({"test_split_size": size} if size is not None else {})}
+
+
+def _mixer(old: Any) -> dict[str, Any]:
+    """alignment-handbook's older `dataset_mixer`: name to share."""
+    shares = old if isinstance(old, Mapping) else {str(old): 1.0}
+    if len(shares) == 1:
+        return {"dataset_name": next(iter(shares))}
+    return {"datasets": [{"path": path, "split": _slice("train", share)} for path, share in shares.items()]}
+
+
+def _slice(split: str, share: Any) -> str:
+    return split if share is None or share >= 1 else f"{split}[:{100 * share:g}%]"
+
+
+def _splits(old: Any) -> dict[str, Any]:
+    names = old if isinstance(old, list) else [old]
+    train = [name for name in names if "train" in name][:1]
+    test = [name for name in names if "train" not in name][:1]
+    return {
+        **({"dataset_train_split": train[0]} if train else {}),
+        **({"dataset_test_split": test[0]} if test else {}),
+    }
+
+
+def _when_true(key: str, value: Any) -> Callable[[Any], dict[str, Any]]:
+    return lambda old: {key: value} if old else {}
+
+
+TRANSLATED: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "dataset_mixture": _mixture,
+    "dataset_mixer": _mixer,
+    "dataset_splits": _splits,
+    "dataset_configs": lambda old: {"dataset_config": old[0] if isinstance(old, list) else old},
+    "use_flash_attention_2": _when_true("attn_implementation", "flash_attention_2"),
+    "group_by_length": _when_true("train_sampling_strategy", "group_by_length"),
+    "include_inputs_for_metrics": _when_true("include_for_metrics", ["inputs"]),
+    "include_tokens_per_second": _when_true("include_num_input_tokens_seen", "all"),
+    "adafactor": _when_true("optim", "adafactor"),
+    "evaluate_during_training": _when_true("eval_strategy", "steps"),
+}
+"""Old key to a function of its value that gives today's keys and values."""
+
+RENAMED_VALUES: dict[tuple[str, str], str] = {
+    ("packing_strategy", "ffd"): "bfd",
+    ("packing_strategy", "bfd-requeue"): "bfd_split",
+    ("loss_type", "chunked_nll"): "nll",
+    ("optim", "adamw_hf"): "adamw_torch",
+}
+
+_GONE = "transformers 5 does not have it; remove it"
+_TRL_GONE = "TRL 1 does not have it; remove it"
+_LAUNCH = "say it to the launcher: `accelerate launch … -m rlhf_cli`"
+
+IGNORED: dict[str, str] = {
+    "overwrite_output_dir": "pass `--overwrite` or `--resume` on the command line",
+    "resume_from_checkpoint": "pass `--resume` on the command line",
+    "do_train": "nothing reads it; the command says what is done",
+    "do_eval": "nothing reads it; `eval_strategy` turns evaluation on",
+    "do_predict": "nothing reads it",
+    "local_rank": "nothing reads it; the launcher sets it",
+    "ignore_bias_buffers": "nothing reads it",
+    "enable_jit_checkpoint": "a signal always writes a checkpoint here, and one that resumes exactly",
+    "disable_tqdm": "the progress view is rlhf-cli's own, and quiet without a terminal",
+    "dataset_kwargs": "rows are turned into tokens before TRL sees them",
+    "dataset_streaming": "every row is checked before training, so nothing is streamed",
+    "streaming": "every row is checked before training, so nothing is streamed",
+    "max_prompt_length": _TRL_GONE,
+    "max_completion_length": _TRL_GONE,
+    "max_target_length": _TRL_GONE,
+    "dataset_batch_size": _TRL_GONE,
+    "num_of_sequences": _TRL_GONE,
+    "chars_per_token": _TRL_GONE,
+    "num_processes": _LAUNCH,
+    "nproc_per_node": _LAUNCH,
+    "accelerate_config": _LAUNCH,
+    "save_safetensors": "weights are always saved as safetensors",
+    "logging_dir": "set TENSORBOARD_LOGGING_DIR in the environment, or under `env:`",
+    "use_mps_device": _GONE,
+    "jit_mode_eval": _GONE,
+    "past_index": _GONE,
+    "ray_scope": _GONE,
+    "tpu_num_cores": _GONE,
+    "mp_parameters": _GONE,
+    "use_ipex": _GONE,
+    "fp16_backend": _GONE,
+    "half_precision_backend": _GONE,
+    "fp16_opt_level": _GONE,
+    "use_legacy_prediction_loop": _GONE,
+}
+"""Keys without effect, and what to do instead. They are left out of the schemas."""
+
+SYNONYMS: dict[str, str] = {
+    "lr": "learning_rate",
+    "epochs": "num_train_epochs",
+    "num_epochs": "num_train_epochs",
+    "n_epochs": "num_train_epochs",
+    "max_train_steps": "max_steps",
+    "batch_size": "per_device_train_batch_size",
+    "micro_batch_size": "per_device_train_batch_size",
+    "train_batch_size": "per_device_train_batch_size",
+    "eval_batch_size": "per_device_eval_batch_size",
+    "grad_accum": "gradient_accumulation_steps",
+    "grad_acc": "gradient_accumulation_steps",
+    "gradient_accumulation": "gradient_accumulation_steps",
+    "accumulation_steps": "gradient_accumulation_steps",
+    "sequence_len": "max_length",
+    "seq_len": "max_length",
+    "seq_length": "max_length",
+    "max_seq_len": "max_length",
+    "cutoff_len": "max_length",
+    "block_size": "max_length",
+    "model_max_length": "max_length",
+    "context_length": "max_length",
+    "model": "model_name_or_path",
+    "base_model": "model_name_or_path",
+    "model_name": "model_name_or_path",
+    "model_id": "model_name_or_path",
+    "pretrained_model_name_or_path": "model_name_or_path",
+    "revision": "model_revision",
+    "data": "dataset_name",
+    "dataset": "dataset_name",
+    "dataset_path": "dataset_name",
+    "train_split": "dataset_train_split",
+    "split": "dataset_train_split",
+    "eval_split": "dataset_test_split",
+    "dataset_eval_split": "dataset_test_split",
+    "val_size": "test_split_size",
+    "val_set_size": "test_split_size",
+    "text_field": "dataset_text_field",
+    "text_column": "dataset_text_field",
+    "num_proc": "dataset_num_proc",
+    "dataset_processes": "dataset_num_proc",
+    "num_workers": "dataloader_num_workers",
+    "r": "lora_r",
+    "rank": "lora_r",
+    "lora_rank": "lora_r",
+    "alpha": "lora_alpha",
+    "dropout": "lora_dropout",
+    "lora_target": "lora_target_modules",
+    "target_modules": "lora_target_modules",
+    "modules_to_save": "lora_modules_to_save",
+    "rslora": "use_rslora",
+    "dora": "use_dora",
+    "peft": "use_peft",
+    "lora": "use_peft",
+    "use_lora": "use_peft",
+    "adapter": "use_peft",
+    "finetuning_type": "use_peft",
+    "load_4bit": "load_in_4bit",
+    "load_8bit": "load_in_8bit",
+    "quantization_bit": "load_in_4bit",
+    "double_quantization": "use_bnb_nested_quant",
+    "bnb_4bit_use_double_quant": "use_bnb_nested_quant",
+    "quant_type": "bnb_4bit_quant_type",
+    "precision": "dtype",
+    "flash_attn": "attn_implementation",
+    "flash_attention": "attn_implementation",
+    "attn_impl": "attn_implementation",
+    "optimizer": "optim",
+    "scheduler": "lr_scheduler_type",
+    "lr_scheduler": "lr_scheduler_type",
+    "warmup": "warmup_steps",
+    "num_warmup_steps": "warmup_steps",
+    "wd": "weight_decay",
+    "grad_clip": "max_grad_norm",
+    "clip_grad_norm": "max_grad_norm",
+    "gradient_clipping": "max_grad_norm",
+    "max_norm": "max_grad_norm",
+    "adam_eps": "adam_epsilon",
+    "sample_packing": "packing",
+    "packed": "packing",
+    "pack": "packing",
+    "eval_sample_packing": "eval_packing",
+    "use_gradient_checkpointing": "gradient_checkpointing",
+    "enable_activation_checkpointing": "activation_checkpointing",
+    "compile": "torch_compile",
+    "eval_every": "eval_steps",
+    "save_every": "save_steps",
+    "log_interval": "logging_steps",
+    "log_every_n_steps": "logging_steps",
+    "output": "output_dir",
+    "logger": "report_to",
+    "wandb_name": "run_name",
+    "random_seed": "seed",
+    "neftune_alpha": "neftune_noise_alpha",
+    "train_on_inputs": "completion_only_loss",
+    "train_on_prompt": "completion_only_loss",
+    "mask_prompt": "completion_only_loss",
+    "train_on_responses_only": "assistant_only_loss",
+    "template": "chat_template_path",
+}
+"""Names that other tools use, and the key they mean here. A fuzzy match would send `lr` to `output_dir`."""

@@ -1,0 +1,208 @@
+"""Rows into tokens, and which of them carry the loss.
+
+Loss is on the assistant's tokens, its end of turn included, in every turn that is not part of a prompt. Three ways
+lead there, tried in this order: the `{% generation %}` marks of the chat template; the marked twin that TRL knows for
+some templates; and, for the rest, rendering the conversation turn by turn to see where each answer starts and ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+from trl.chat_template_utils import get_training_chat_template, has_generation_markers
+
+from rlhf_cli.errors import DataError
+
+IGNORED_LABEL = -100
+TEMPLATE_FILE = Path(__file__).with_name("chat_template.jinja")
+
+Messages = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """One row as the model reads it."""
+
+    input_ids: list[int]
+    labels: list[int]
+    """The token where it carries loss, -100 where it does not."""
+
+
+@dataclass(frozen=True)
+class Renderer:
+    """Turns rows into tokens for one tokenizer."""
+
+    tokenizer: PreTrainedTokenizerBase
+    assistant_only: bool
+    """Loss on assistant turns only."""
+    completion_only: bool
+    """Loss on completions only, where rows have a prompt."""
+    marked_template: str | None
+    """A chat template with generation marks; None renders turn by turn."""
+
+    def encode(self, row: Mapping[str, Any]) -> Tokens:
+        """Turn a row into tokens and labels.
+
+        Raises:
+            DataError: when the chat template does not show where an answer starts.
+        """
+        if "text" in row:
+            return self._encode_text("", row["text"])
+        if "messages" in row:
+            return self._encode_chat([], row["messages"], row)
+        if isinstance(row["prompt"], str):
+            return self._encode_text(row["prompt"], row["completion"])
+        return self._encode_chat(row["prompt"], row["completion"], row)
+
+    def _encode_text(self, prompt: str, completion: str) -> Tokens:
+        eos = str(self.tokenizer.eos_token or "")
+        text = prompt + completion + ("" if completion.endswith(eos) else eos)
+        encoded = self.tokenizer(text, return_offsets_mapping=True)
+        start = len(prompt) if self.completion_only else 0
+        return _label(encoded["input_ids"], encoded["offset_mapping"], [(start, len(text))])
+
+    def _encode_chat(self, prompt: Messages, completion: Messages, row: Mapping[str, Any]) -> Tokens:
+        messages = [*prompt, *completion]
+        beside = {"tools": row.get("tools"), **(row.get("chat_template_kwargs") or {})}
+        if self.assistant_only and self.marked_template is not None:
+            return self._encode_marked(messages, len(prompt), beside)
+        text = self._text(messages, beside)
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        if self.assistant_only:
+            first = len(prompt) if self.completion_only else 0
+            spans = self._answer_spans(text, messages, first, beside)
+        else:
+            spans = [(self._prompt_end(text, prompt, beside) if self.completion_only else 0, len(text))]
+        return _label(encoded["input_ids"], encoded["offset_mapping"], spans)
+
+    def _encode_marked(self, messages: Messages, prompt_turns: int, beside: Mapping[str, Any]) -> Tokens:
+        encoded = self.tokenizer.apply_chat_template(
+            list(messages),
+            chat_template=self.marked_template,
+            return_dict=True,
+            return_assistant_tokens_mask=True,
+            tokenizer_kwargs={"return_offsets_mapping": True},
+            **beside,
+        )
+        text = self._text(messages, beside)
+        start = self._prompt_end(text, messages[:prompt_turns], beside) if self.completion_only else 0
+        carries = [
+            bool(marked) and begin >= start
+            for marked, (begin, _) in zip(encoded["assistant_masks"], encoded["offset_mapping"], strict=True)
+        ]
+        ids = list(encoded["input_ids"])
+        return Tokens(ids, [token if loss else IGNORED_LABEL for token, loss in zip(ids, carries, strict=True)])
+
+    def _text(self, messages: Messages, beside: Mapping[str, Any], *, ask: bool = False) -> str:
+        """The rendered conversation; with `ask`, up to where the assistant would begin."""
+        return str(
+            self.tokenizer.apply_chat_template(
+                list(messages),
+                chat_template=self.marked_template,
+                tokenize=False,
+                add_generation_prompt=ask,
+                **beside,
+            )
+        )
+
+    def _prompt_end(self, text: str, prompt: Messages, beside: Mapping[str, Any]) -> int:
+        """Characters of the text that belong to the prompt, the assistant's header included."""
+        if not prompt:
+            return 0
+        return _common_prefix(text, self._text(prompt, beside, ask=True))
+
+    def _answer_spans(
+        self, text: str, messages: Messages, first: int, beside: Mapping[str, Any]
+    ) -> list[tuple[int, int]]:
+        """Where each answer from turn `first` on starts and ends in the text, in characters."""
+        spans = []
+        for turn, message in enumerate(messages):
+            if turn < first or message["role"] != "assistant":
+                continue
+            through = self._text(messages[: turn + 1], beside)
+            if turn == 0:
+                start = through.find(message["content"].strip())
+            else:
+                start = (
+                    len(before) if through.startswith(before := self._text(messages[:turn], beside, ask=True)) else -1
+                )
+            if start < 0 or not text.startswith(through):
+                raise DataError(
+                    "the chat template renders earlier turns differently once later ones follow, so the answers "
+                    "cannot be told from the rest",
+                    hint="give a `chat_template_path` with {% generation %} marks, or set `assistant_only_loss: false`",
+                )
+            spans.append((start, start + self._answer_length(through[start:])))
+        return spans
+
+    def _answer_length(self, tail: str) -> int:
+        """Characters of an answer up to and with its end-of-turn token, without what the template adds behind it."""
+        for token in dict.fromkeys([self.tokenizer.eos_token, *self.tokenizer.all_special_tokens]):
+            at = tail.rfind(token) if token else -1
+            if at >= 0 and not tail[at + len(token) :].strip():
+                return at + len(token)
+        return len(tail)
+
+
+def make_renderer(
+    tokenizer: PreTrainedTokenizerBase, *, assistant_only: bool, completion_only: bool | None
+) -> Renderer:
+    """A renderer for a tokenizer that has a chat template.
+
+    Args:
+        tokenizer: With `chat_template` set, see `ensure_chat_template`.
+        assistant_only: The recipe's `assistant_only_loss`.
+        completion_only: The recipe's `completion_only_loss`; None means where there is a prompt.
+    """
+    return Renderer(tokenizer, assistant_only, completion_only is not False, _marked_template(tokenizer))
+
+
+def _marked_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    if has_generation_markers(tokenizer.chat_template):
+        return None if isinstance(tokenizer.chat_template, dict) else str(tokenizer.chat_template)
+    try:
+        twin: str | None = get_training_chat_template(tokenizer)
+        return twin
+    except ValueError:  # TRL knows no twin of this template
+        return None
+
+
+def ensure_chat_template(tokenizer: PreTrainedTokenizerBase, template: str | None = None) -> bool:
+    """Give a tokenizer the recipe's chat template, or ours where it has none; True when it got ours.
+
+    Ours adds no vocabulary: the existing EOS ends an answer, and BOS opens a conversation only where the tokenizer
+    itself opens texts with it, so that it is never doubled.
+    """
+    if template is not None:
+        tokenizer.chat_template = template
+        return False
+    if tokenizer.chat_template:
+        return False
+    opens = "true" if _starts_with_bos(tokenizer) else "false"
+    tokenizer.chat_template = f"{{%- set starts_with_bos = {opens} -%}}\n" + TEMPLATE_FILE.read_text(encoding="utf-8")
+    return True
+
+
+def _starts_with_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    ids = tokenizer("a")["input_ids"]
+    return bool(ids) and tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id
+
+
+def _label(ids: Sequence[int], offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> Tokens:
+    """Labels for the tokens that reach into a span; a token without characters, such as BOS, never does."""
+    labels = [
+        token if any(begin < end and begin < stop and start < end for start, stop in spans) else IGNORED_LABEL
+        for token, (begin, end) in zip(ids, offsets, strict=True)
+    ]
+    return Tokens(list(ids), labels)
+
+
+def _common_prefix(one: str, other: str) -> int:
+    for position, (a, b) in enumerate(zip(one, other, strict=False)):
+        if a != b:
+            return position
+    return min(len(one), len(other))

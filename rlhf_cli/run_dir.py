@@ -1,0 +1,278 @@
+"""The run folder: every file name in it, written and read here.
+
+A checkpoint counts when its manifest does: the names, sizes and hashes of its files, written last and by rename.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlhf_cli.errors import EnvironmentFault, Problem, RecipeError
+from rlhf_cli.recipe import Recipe
+
+MANIFEST = "manifest.json"
+
+MAY_CHANGE_ON_RESUME = frozenset({
+    # How long, and what is written down on the way. All else would make it another run.
+    "max_steps", "num_train_epochs",
+    "save_strategy", "save_steps", "save_total_limit", "save_on_each_node",
+    "logging_strategy", "logging_steps", "logging_first_step", "log_level", "log_level_replica", "log_on_each_node",
+    "report_to", "run_name", "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id",
+    "push_to_hub", "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push", "hub_revision",
+    "dataloader_num_workers", "dataloader_prefetch_factor", "dataloader_persistent_workers", "dataloader_pin_memory",
+    "dataset_num_proc", "env",
+})  # fmt: skip
+"""Recipe keys that may differ when a run goes on."""
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """The files of one run, all below its `output_dir`."""
+
+    path: Path
+
+    @property
+    def own(self) -> Path:
+        """The folder for what is ours, beside what TRL and the Hub expect."""
+        return self.path / "rlhf"
+
+    @property
+    def recipe_file(self) -> Path:
+        """The recipe as it was given."""
+        return self.own / "recipe.yaml"
+
+    @property
+    def resolved_file(self) -> Path:
+        """Every setting that was not left to TRL, after inheritance, overrides and decisions."""
+        return self.own / "resolved.json"
+
+    @property
+    def run_file(self) -> Path:
+        """Status, command, versions, data, exit code."""
+        return self.own / "run.json"
+
+    @property
+    def metrics_file(self) -> Path:
+        """One JSON object a line, one line a log event."""
+        return self.own / "metrics.jsonl"
+
+    @property
+    def crash_file(self) -> Path:
+        """The traceback of a run that failed."""
+        return self.own / "crash.txt"
+
+    @property
+    def set_aside(self) -> Path:
+        """Where incomplete checkpoints go."""
+        return self.own / "incomplete"
+
+    # --- run.json ---
+
+    def read_run(self) -> dict[str, Any]:
+        """What run.json says; empty where there is none."""
+        try:
+            return dict(json.loads(self.run_file.read_text(encoding="utf-8")))
+        except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+            return {}
+
+    def update_run(self, **facts: Any) -> None:
+        """Add facts to run.json."""
+        write_json(self.run_file, {**self.read_run(), **facts})
+
+    # --- checkpoints ---
+
+    def checkpoints(self) -> list[Path]:
+        """Checkpoint folders, newest first."""
+        found = [path for path in self.path.glob("checkpoint-*") if path.is_dir() and _step(path) is not None]
+        return sorted(found, key=lambda path: _step(path) or 0, reverse=True)
+
+    def newest_checkpoint(self) -> Path | None:
+        """The newest checkpoint that can be resumed from; incomplete ones are set aside.
+
+        Raises:
+            EnvironmentFault: when a checkpoint that was complete has lost or changed a file.
+        """
+        for checkpoint in self.checkpoints():
+            manifest = checkpoint / MANIFEST
+            if manifest.exists():
+                _verify(checkpoint, json.loads(manifest.read_text(encoding="utf-8")))
+                return checkpoint
+            self.set_aside.mkdir(parents=True, exist_ok=True)
+            target = _free_name(self.set_aside / checkpoint.name)
+            checkpoint.rename(target)
+        return None
+
+    def cut_metrics(self, step: int) -> None:
+        """Forget what was logged after a step, since it will be logged again."""
+        if not self.metrics_file.exists():
+            return
+        lines = self.metrics_file.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line).get("step", 0) <= step]
+        write_text(self.metrics_file, "".join(kept))
+
+
+def open_run_dir(recipe: Recipe, output_dir: Path, *, resume: bool, overwrite: bool) -> RunDir:
+    """Take a folder for a run, without writing to it yet, or refuse.
+
+    Args:
+        recipe: For the line to blame.
+        output_dir: The folder.
+        resume: Go on with the run that is there.
+        overwrite: Move the run that is there aside, to `NAME.old-1`; nothing is deleted.
+
+    Raises:
+        RecipeError: when the folder cannot be used as it is asked to be.
+        EnvironmentFault: when it cannot be written to.
+    """
+    run = RunDir(output_dir)
+    if output_dir.exists() and not output_dir.is_dir():
+        raise _refusal(recipe, f"output_dir `{output_dir}` is a file", "name a folder")
+    occupied = output_dir.is_dir() and any(output_dir.iterdir())
+    if occupied and overwrite:
+        if not run.run_file.exists():
+            raise _refusal(
+                recipe,
+                f"output_dir `{output_dir}` holds no run, so --overwrite leaves it alone",
+                "name another folder",
+            )
+    elif occupied and resume:
+        if not run.run_file.exists():
+            raise _refusal(recipe, f"output_dir `{output_dir}` holds no run to resume", "name the run's folder")
+    elif occupied:
+        raise _refusal(
+            recipe,
+            f"output_dir `{output_dir}` is not empty",
+            "--resume goes on with the run there, --overwrite moves it aside, or name another folder",
+        )
+    parent = next(folder for folder in (output_dir, *output_dir.absolute().parents) if folder.is_dir())
+    if not os.access(parent, os.W_OK):
+        raise EnvironmentFault(
+            f"cannot write to output_dir `{output_dir}`: no permission in {parent}",
+            where=recipe.where("output_dir"),
+        )
+    return run
+
+
+def create_run_dir(run: RunDir, recipe: Recipe, settings: Mapping[str, Any], *, overwrite: bool) -> None:
+    """Make the folder, or take over the one that is resumed, and write down what is about to run."""
+    if overwrite and run.run_file.exists():
+        run.path.rename(_free_name(run.path.with_name(run.path.name + ".old")))
+    try:
+        run.own.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EnvironmentFault(
+            f"cannot make output_dir `{run.path}`: {error.strerror}", where=recipe.where("output_dir")
+        ) from None
+    shutil.copyfile(recipe.path, run.recipe_file)
+    write_json(run.resolved_file, settings)
+
+
+def changed_keys(run: RunDir, settings: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Settings that differ from those of the run on disk and may not: key, old value, new value."""
+    try:
+        before = json.loads(run.resolved_file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return []
+    now = json.loads(json.dumps(dict(settings), default=str))
+    differing = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    return [(key, before.get(key), now.get(key)) for key in differing if key not in MAY_CHANGE_ON_RESUME]
+
+
+def refuse_changes(run: RunDir, recipe: Recipe, settings: Mapping[str, Any]) -> None:
+    """Refuse to resume what has become another run.
+
+    Raises:
+        RecipeError: naming every key that changed.
+    """
+    problems = [
+        Problem(f"`{key}` was {json.dumps(old)} and is now {json.dumps(new, default=str)}", recipe.where(key))
+        for key, old, new in changed_keys(run, settings)
+    ]
+    if problems:
+        raise RecipeError(
+            "the recipe has changed",
+            problems=problems,
+            hint=f"put the old values back (see {run.resolved_file}), or train it anew with another output_dir; "
+            "how long to train, and what to log and save, may change",
+        )
+
+
+def write_manifest(checkpoint: Path) -> None:
+    """Declare a checkpoint complete: its files with size and hash, written by rename."""
+    files = {
+        str(path.relative_to(checkpoint)): {"bytes": path.stat().st_size, "sha256": file_hash(path)}
+        for path in sorted(checkpoint.rglob("*"))
+        if path.is_file() and path.name != MANIFEST
+    }
+    write_json(checkpoint / MANIFEST, {"files": files})
+
+
+def _verify(checkpoint: Path, manifest: Mapping[str, Any]) -> None:
+    for name, facts in manifest["files"].items():
+        path = checkpoint / name
+        if not path.is_file():
+            fault = "is missing"
+        elif path.stat().st_size != facts["bytes"]:
+            fault = f"has {path.stat().st_size} bytes instead of {facts['bytes']}"
+        elif file_hash(path) != facts["sha256"]:
+            fault = "was changed after it was written"
+        else:
+            continue
+        raise EnvironmentFault(
+            f"{checkpoint.name}/{name} {fault}",
+            where=str(checkpoint.parent),
+            hint=f"restore the file, or remove {checkpoint} to go on from the checkpoint before it",
+        )
+    if "optimizer.pt" not in manifest["files"]:
+        raise EnvironmentFault(
+            f"{checkpoint.name} holds no optimizer state, so going on from it would train other weights",
+            where=str(checkpoint.parent),
+            hint="checkpoints written with `save_only_model: true` cannot be resumed",
+        )
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def text_hash(text: str) -> str:
+    """SHA-256 of a text, in hex."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON by rename, so that a reader never sees half of it."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file by rename, and have it on the disk before the name points to it."""
+    draft = path.with_name(f".{path.name}.new")
+    with draft.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+
+
+def _step(checkpoint: Path) -> int | None:
+    suffix = checkpoint.name.removeprefix("checkpoint-")
+    return int(suffix) if suffix.isdigit() else None
+
+
+def _free_name(path: Path) -> Path:
+    numbers = iter(range(1, 10_000))
+    return next(name for n in numbers if not (name := path.with_name(f"{path.name}-{n}")).exists())
+
+
+def _refusal(recipe: Recipe, what: str, hint: str) -> RecipeError:
+    return RecipeError(what, where=recipe.where("output_dir"), hint=hint)

@@ -1,0 +1,181 @@
+"""The story of one training run."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from transformers import PrinterCallback, ProgressCallback, Trainer
+
+from rlhf_cli.card import write_card
+from rlhf_cli.checkpoints import CompleteCheckpoints, StopOnSignal
+from rlhf_cli.errors import DataError, Interrupted, RecipeError, UserError
+from rlhf_cli.machine import describe_environment, quietly
+from rlhf_cli.methods.base import Encodings, Method
+from rlhf_cli.models import Policy, keep_trained_in_fp32, load_policy
+from rlhf_cli.plan import Plan
+from rlhf_cli.prepare import Prepared, prepare
+from rlhf_cli.progress import Watch
+from rlhf_cli.recipe import Recipe
+from rlhf_cli.run_dir import RunDir, create_run_dir, refuse_changes, text_hash
+from rlhf_cli.terminal import say
+
+
+def train(recipe: Recipe, method: Method, *, resume: bool = False, overwrite: bool = False) -> RunDir:
+    """Train what the recipe says.
+
+    Args:
+        recipe: A checked recipe.
+        method: How to train.
+        resume: Go on from the newest complete checkpoint in output_dir.
+        overwrite: Move a run that is there aside first.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        UserError: for everything the user can mend; `exit_code` says of what kind.
+    """
+    with StopOnSignal() as stop:
+        prepared = prepare(recipe, method, resume=resume, overwrite=overwrite)
+        plan, run = prepared.plan, prepared.run
+        checkpoint = _resume_point(prepared) if resume else None
+        if resume and _is_finished(run, checkpoint, plan):
+            say(f"{run.path} is finished already; there is nothing to resume")
+            return run
+        create_run_dir(run, recipe, plan.public_settings(), overwrite=overwrite)
+        say(plan.as_text())
+        with _recorded(run, prepared), quietly():
+            policy = load_policy(recipe, plan, prepared.material.source, prepared.material.tokenizer)
+            trainer = _build_trainer(method, prepared, policy, stop)
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            if stop.signum is not None:
+                raise _stopped(stop.signum, run, trainer.state.global_step, plan.steps)
+            _save(trainer, prepared)
+    return run
+
+
+def _resume_point(prepared: Prepared) -> Path | None:
+    """The checkpoint to go on from; metrics logged after it are cut off."""
+    run = prepared.run
+    if not run.read_run():
+        say(f"{run.path} holds no run yet: starting from the beginning")
+        return None
+    refuse_changes(run, prepared.recipe, prepared.plan.public_settings())
+    before = run.read_run().get("data")
+    if before is not None and before != prepared.material.rows.sources:
+        raise DataError(
+            "the data has changed since the run began, so going on would be another run",
+            where=str(run.path),
+            hint="put the old data back, or train anew with another output_dir",
+        )
+    checkpoint = run.newest_checkpoint()
+    step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+    run.cut_metrics(step)
+    say(f"resuming from {checkpoint}" if checkpoint else "no complete checkpoint: starting from the beginning")
+    return checkpoint
+
+
+def _is_finished(run: RunDir, checkpoint: Path | None, plan: Plan) -> bool:
+    done = int(run.read_run().get("steps_done") or 0)
+    return run.read_run().get("status") == "done" and done >= plan.steps
+
+
+def _build_trainer(method: Method, prepared: Prepared, policy: Policy, stop: StopOnSignal) -> Trainer:
+    """The method's trainer, watched, stoppable, and with what it trains in fp32."""
+    plan = prepared.plan
+    material = prepared.material
+    data = Encodings(material.train.dataset, material.test.dataset if material.test else None)
+    try:
+        trainer = method.build_trainer(plan, policy, data)
+    except ValueError as error:
+        raise RecipeError(f"TRL refuses the recipe: {error}", where=str(prepared.recipe.path)) from error
+    keep_trained_in_fp32(trainer.model)
+    for unwanted in (ProgressCallback, PrinterCallback):
+        trainer.remove_callback(unwanted)
+    trainer.add_callback(Watch(prepared.run))
+    trainer.add_callback(CompleteCheckpoints(prepared.recipe["save_total_limit"]))
+    trainer.add_callback(stop)
+    if len(trainer.train_dataset) != plan.train.examples:
+        raise RuntimeError(f"planned {plan.train.examples} examples, the trainer made {len(trainer.train_dataset)}")
+    return trainer
+
+
+def _save(trainer: Trainer, prepared: Prepared) -> None:
+    """Evaluate a last time, and write the model, its card, and the state and results files as HF names them."""
+    history, step = trainer.state.log_history, trainer.state.global_step
+    results = {}
+    if prepared.material.test is not None:
+        done = [entry for entry in history if entry["step"] == step and "eval_loss" in entry]
+        results = done[-1] if done else trainer.evaluate()
+        trainer.save_metrics("eval", {key: value for key, value in results.items() if key != "step"})
+    trainer.save_model()
+    trainer.save_state()
+    summary: dict[str, Any] = next((entry for entry in reversed(history) if "train_runtime" in entry), {})
+    trainer.save_metrics("train", {key: value for key, value in summary.items() if key != "step"})
+    if trainer.is_world_process_zero():
+        write_card(
+            prepared.run.path,
+            prepared.plan,
+            base=prepared.material.source.base,
+            sources=prepared.material.rows.sources,
+            results=results,
+        )
+        prepared.run.update_run(steps_done=step, results=results)
+    if prepared.plan.setting("push_to_hub"):
+        trainer.push_to_hub()
+
+
+def _stopped(signum: int, run: RunDir, step: int, steps: int) -> Interrupted:
+    arguments = [argument for argument in sys.argv[1:] if argument not in ("--resume", "--overwrite")]
+    return Interrupted(
+        signum,
+        f"stopped after step {step} of {steps}; {run.path}/checkpoint-{step} is written",
+        hint=f"rlhf {shlex.join([*arguments, '--resume'])}",
+    )
+
+
+@contextmanager
+def _recorded(run: RunDir, prepared: Prepared) -> Iterator[None]:
+    """Keep run.json: what runs, on what, and how it ended."""
+    started = time.time()
+    material = prepared.material
+    facts: dict[str, Any] = {
+        "status": "running",
+        "method": prepared.plan.method,
+        "argv": sys.argv,
+        "started": started,
+        "environment": describe_environment(),
+        "machine": asdict(prepared.plan.machine),
+        "seed": prepared.recipe["seed"],
+        "model": asdict(material.source),
+        "chat_template": {
+            "own": material.own_template,
+            "sha256": text_hash(str(material.tokenizer.chat_template)),
+        },
+        "data": material.rows.sources,
+        "plan": prepared.plan.as_json(),
+        "exit_code": None,
+    }
+    run.update_run(**facts)
+    ended: dict[str, Any] = {"status": "failed", "exit_code": 1}
+    try:
+        yield
+        ended = {"status": "done", "exit_code": 0}
+    except UserError as error:
+        ended = {
+            "status": "stopped" if isinstance(error, Interrupted) else "failed",
+            "exit_code": error.exit_code,
+        }
+        raise
+    finally:
+        if ended["exit_code"] == 1:
+            run.crash_file.write_text(traceback.format_exc(), encoding="utf-8")
+        run.update_run(**ended, ended=time.time(), elapsed_s=round(time.time() - started, 3))
