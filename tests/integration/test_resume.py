@@ -1,0 +1,55 @@
+"""A run that was killed and resumed equals one that was not, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+STEPS = 8
+WAYS: dict[str, dict[str, Any]] = {
+    "full": {},
+    "lora with dropout": {"use_peft": True, "lora_dropout": 0.2, "lora_target_modules": "all-linear"},
+    "4-bit": {"use_peft": True, "load_in_4bit": True, "lora_dropout": 0.1, "lora_target_modules": "all-linear"},
+    "packed": {"packing": True, "use_peft": True, "lora_dropout": 0.1, "lora_target_modules": "all-linear"},
+    "accumulation across epochs": {"gradient_accumulation_steps": 3, "per_device_train_batch_size": 3},
+}
+
+
+def weights(run: Path) -> bytes:
+    files = sorted(run.glob("*.safetensors"))
+    assert files
+    return b"".join(file.read_bytes() for file in files)
+
+
+def losses(run: Path) -> list[tuple[int, float]]:
+    records = [json.loads(line) for line in (run / "rlhf/metrics.jsonl").read_text().splitlines()]
+    return [(record["step"], record["loss"]) for record in records if "loss" in record]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_killed_runs_resume_to_the_same_bits(
+    way: str, start: Callable[..., Any], rlhf: Callable[..., Any], write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    recipe = write_recipe(max_steps=STEPS, save_steps=1, save_total_limit=2, **WAYS[way])
+    whole = rlhf("sft", str(recipe), "--output_dir", "whole")
+    assert whole.code == 0, whole.err
+    assert [step for step, _ in losses(tmp_path / "whole")] == list(range(1, STEPS + 1))
+
+    moments = random.Random(way)
+    for attempt in range(4):
+        output = f"killed-{attempt}"
+        command = start("sft", str(recipe), "--output_dir", output)
+        time.sleep(moments.uniform(0.05, 0.95) * whole.elapsed_s)
+        command.send(signal.SIGKILL)
+        assert command.wait().code in (-signal.SIGKILL, 0)
+        resumed = rlhf("sft", str(recipe), "--output_dir", output, "--resume")
+        assert resumed.code == 0, resumed.err
+        assert weights(tmp_path / output) == weights(tmp_path / "whole"), f"{way}, attempt {attempt}:\n{resumed.err}"
+        assert losses(tmp_path / output) == losses(tmp_path / "whole")
