@@ -102,10 +102,9 @@ def _load_split(recipe: Recipe, split: str, *, first: bool) -> _Split:
     bad = sum(part.bad for part in parts)
     if bad and not recipe["skip_bad_rows"]:
         more = f", of which the first {len(problems)} are shown" if bad > len(problems) else ""
-        rows = f"{bad} bad row{'s' if bad > 1 else ''}{more}"
-        raise DataError(
-            rows, problems=problems, hint=f"{rows}; mend them, or leave them out with `skip_bad_rows: true`"
-        )
+        rows, them = ("rows", "them") if bad > 1 else ("row", "it")
+        hint = f"{bad} bad {rows}{more}: mend {them}, or leave {them} out with `skip_bad_rows: true`"
+        raise DataError(f"{bad} bad {rows}", problems=problems, hint=hint)
     datasets = _take_fractions([part.rows for part in parts], [entry.get("fraction") for entry in entries], recipe)
     groups = [group for part, rows in zip(parts, datasets, strict=True) for group in part.groups[: len(rows)]]
     return _Split(

@@ -117,13 +117,14 @@ def _read_lines(path: Path, start: str, file: IO[str]) -> Iterator[Raw]:
 
 
 def _read_line(path: Path, number: int, line: str) -> Iterator[Raw]:
+    line = line.rstrip("\r\n")
     if not line.strip():
         return
     where = f"{path}:{number}"
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
-        at_end = error.pos >= len(line.rstrip()) or error.msg.startswith("Unterminated")
+        at_end = error.pos >= len(line) or error.msg.startswith("Unterminated")
         ending = ", the line ends in the middle of a value" if at_end else ""
         yield where, BadLine(f"not JSON at column {error.colno}: {error.msg}{ending}")
         return

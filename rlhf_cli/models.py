@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from peft import PeftConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from transformers import (
@@ -125,7 +125,7 @@ def load_tokenizer(recipe: Recipe, source: Source) -> tuple[PreTrainedTokenizerB
     folder = source.adapter if source.adapter and _has_tokenizer(Path(source.adapter)) else source.base
     if Path(folder).is_dir() and not _has_tokenizer(Path(folder)):
         raise RecipeError(f"`{source.name}` has no tokenizer: tokenizer.json is missing", where=where)
-    with _explained(recipe, f"the tokenizer of `{source.name}`"):
+    with _explained(recipe, f"the tokenizer of `{source.name}`", folder):
         tokenizer = AutoTokenizer.from_pretrained(
             folder, revision=recipe["model_revision"], trust_remote_code=recipe["trust_remote_code"]
         )
@@ -159,7 +159,7 @@ def _recipe_template(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> str 
         return Path(path).read_text(encoding="utf-8")
     if str(path).endswith((".jinja", ".jinja2")):
         raise RecipeError(f"there is no chat template `{path}`", where=recipe.where("chat_template_path"))
-    with _explained(recipe, f"the tokenizer `{path}`"):
+    with _explained(recipe, f"the tokenizer `{path}`", str(path)):
         other = AutoTokenizer.from_pretrained(path, trust_remote_code=recipe["trust_remote_code"])
     template = str(other.chat_template or "")
     lacking = [token for token in other.all_special_tokens if token in template and token not in tokenizer.get_vocab()]
@@ -174,7 +174,7 @@ def _recipe_template(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> str 
 
 def measure_model(recipe: Recipe, source: Source, dtype: str) -> ModelSize:
     """Count parameters on the meta device, adapters included, without loading a weight."""
-    with _explained(recipe, f"the configuration of `{source.name}`"):
+    with _explained(recipe, f"the configuration of `{source.name}`", source.base):
         config = AutoConfig.from_pretrained(
             source.base, revision=recipe["model_revision"], trust_remote_code=recipe["trust_remote_code"]
         )
@@ -227,7 +227,7 @@ def load_policy(recipe: Recipe, plan: Plan, source: Source, tokenizer: PreTraine
     model_config = _model_config(recipe, {"dtype": plan.setting("dtype")})
     set_seed(recipe["seed"])  # a new adapter starts at random
     quantization = get_quantization_config(model_config)
-    with _explained(recipe, f"the model `{source.name}`"):
+    with _explained(recipe, f"the model `{source.name}`", source.base):
         model = AutoModelForCausalLM.from_pretrained(
             source.base,
             dtype=model_config.dtype,
@@ -260,9 +260,9 @@ def load_for_generation(name: str, *, dtype: str, device: str) -> tuple[PreTrain
         else:
             model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
         tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OfflineModeIsEnabled, ConnectionError, HfHubHTTPError) as error:
-        raise EnvironmentFault(f"cannot reach the Hub for `{name}`: {_first_line(error)}") from None
     except _BROKEN as error:
+        if not Path(name).exists():
+            raise EnvironmentFault(f"there is no model `{name}` here, and the Hub does not give it") from None
         raise RecipeError(f"`{name}` holds no model to ask: {_first_line(error)}") from None
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -281,33 +281,20 @@ def keep_trained_in_fp32(model: torch.nn.Module) -> None:
             parameter.data = parameter.data.float()
 
 
-class _explained:
+@contextmanager
+def _explained(recipe: Recipe, what: str, name: str) -> Iterator[None]:
     """Turn what transformers raises for an unusable model into one clear error."""
-
-    def __init__(self, recipe: Recipe, what: str) -> None:
-        self.recipe, self.what = recipe, what
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        where = self.recipe.where("model_name_or_path")
-        if isinstance(error, (OfflineModeIsEnabled, ConnectionError, HfHubHTTPError)) or _is_offline(error):
+    where = recipe.where("model_name_or_path")
+    try:
+        yield
+    except _BROKEN as error:
+        if not Path(name).exists() and isinstance(error, OSError):
             raise EnvironmentFault(
-                f"cannot reach the Hub for {self.what}",
+                f"cannot load {what}: there is no such folder here, and the Hub does not give it",
                 where=where,
-                hint="give a local folder, or download it where there is a network: `hf download`",
-            ) from None
-        if isinstance(error, _BROKEN):
-            raise RecipeError(f"cannot load {self.what}: {_first_line(error)}", where=where) from error
-
-
-def _is_offline(error: BaseException | None) -> bool:
-    return (
-        isinstance(error, OSError)
-        and any(words in str(error) for words in ("couldn't connect to", "offline mode", "cached files", "Can't load"))
-        and "local" not in str(error).split("'")[0]
-    )
+                hint="`hf download` fetches it where there is a network; HF_HUB_OFFLINE=1 keeps off the network",
+            ) from error
+        raise RecipeError(f"cannot load {what}: {_first_line(error)}", where=where) from error
 
 
 def _first_line(error: BaseException) -> str:

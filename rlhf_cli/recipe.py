@@ -97,7 +97,8 @@ def _hint(problems: list[Problem], method: str) -> str | None:
     unknown = [problem for problem in problems if problem.what.startswith("unknown key")]
     if not unknown:
         return None
-    word = unknown[0].what.split("`")[1].replace("-", "_").split("_")[0]
+    meant = unknown[0].fix or unknown[0].what
+    word = meant.split("`")[1].split("_")[0]
     return f"`rlhf schema {method} --search {word}` lists matching keys"
 
 
@@ -170,16 +171,18 @@ def _load_yaml(path: Path) -> tuple[Any, list[str]]:
 def _yaml_error(error: Any, path: Path, lines: list[str]) -> RecipeError:
     mark = error.problem_mark or error.context_mark
     what = " ".join(str(error.problem or error.context).split())
+    width = 1
     if type(error).__name__ == "DuplicateKeyError":
         key = what.split('"')[1]
         first = next((n for n, line in enumerate(lines, 1) if line.startswith(f"{key}:")), None)
+        width = len(key)
         what = f"`{key}` is written twice" + (f", first in line {first}" if first else "")
     else:
         what = f"not YAML: {what}"
     if mark is None:
         return RecipeError(what, where=str(path))
     excerpt = lines[mark.line] if mark.line < len(lines) else ""
-    return RecipeError(what, problems=[Problem(what, str(path), mark.line + 1, mark.column + 1, excerpt)])
+    return RecipeError(what, problems=[Problem(what, str(path), mark.line + 1, mark.column + 1, excerpt, width)])
 
 
 def _nearby(path: Path) -> str | None:
@@ -237,7 +240,8 @@ def _method_of(values: dict[str, Any], origins: dict[str, Origin], path: Path, a
         )
     if asked is not None and written is not None and written != asked:
         problem = origins["method"].problem(f"this is a recipe for `{written}`, not for `{asked}`", width=len("method"))
-        raise RecipeError(problem.what, problems=[problem], hint=f"rlhf {written} {path}")
+        hint = f"rlhf {written} {path}" if written in names else f"one of {', '.join(names)}"
+        raise RecipeError(problem.what, problems=[problem], hint=hint)
     method = str(asked or written)
     if method not in names:
         problem = origins["method"].problem(

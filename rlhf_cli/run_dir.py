@@ -86,6 +86,11 @@ class RunDir:
         """Add facts to run.json."""
         write_json(self.run_file, {**self.read_run(), **facts})
 
+    def failed_before_training(self) -> bool:
+        """Whether all there is is the record of a run that failed before it logged anything."""
+        names = {path.name for path in self.path.iterdir()}
+        return names == {self.own.name} and self.read_run().get("status") == "failed" and not self.metrics_file.exists()
+
     # --- checkpoints ---
 
     def checkpoints(self) -> list[Path]:
@@ -134,7 +139,7 @@ def open_run_dir(recipe: Recipe, output_dir: Path, *, resume: bool, overwrite: b
     run = RunDir(output_dir)
     if output_dir.exists() and not output_dir.is_dir():
         raise _refusal(recipe, f"output_dir `{output_dir}` is a file", "name a folder")
-    occupied = output_dir.is_dir() and any(output_dir.iterdir())
+    occupied = output_dir.is_dir() and any(output_dir.iterdir()) and not run.failed_before_training()
     if occupied and overwrite:
         if not run.run_file.exists():
             raise _refusal(
