@@ -287,6 +287,8 @@ def _explained(recipe: Recipe, what: str, name: str) -> Iterator[None]:
     where = recipe.where("model_name_or_path")
     try:
         yield
+    except ImportError as error:
+        raise EnvironmentFault(f"cannot load {what}: {_first_line(error)}", where=where) from error
     except _BROKEN as error:
         if not Path(name).exists() and isinstance(error, OSError):
             raise EnvironmentFault(

@@ -16,7 +16,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer
 
 from rlhf_cli.card import write_card
 from rlhf_cli.checkpoints import CompleteCheckpoints, StopOnSignal
-from rlhf_cli.errors import DataError, Interrupted, RecipeError, UserError
+from rlhf_cli.errors import DataError, EnvironmentFault, Interrupted, RecipeError, UserError
 from rlhf_cli.machine import describe_environment, quietly
 from rlhf_cli.methods.base import Encodings, Method
 from rlhf_cli.models import Policy, keep_trained_in_fp32, load_policy
@@ -97,6 +97,9 @@ def _build_trainer(method: Method, prepared: Prepared, policy: Policy, stop: Sto
         trainer = method.build_trainer(plan, policy, data)
     except ValueError as error:
         raise RecipeError(f"TRL refuses the recipe: {error}", where=str(prepared.recipe.path)) from error
+    except (ImportError, RuntimeError, OSError) as error:
+        # A tracker that is not installed, a Hub that cannot be reached, a device that is not there.
+        raise EnvironmentFault(f"this machine cannot run it: {error}", where=str(prepared.recipe.path)) from error
     keep_trained_in_fp32(trainer.model)
     for unwanted in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(unwanted)
