@@ -39,7 +39,7 @@ def main() -> None:
     # On a CPU bitsandbytes warns, at import, of an optional kernel that it then does without.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     try:
-        app()
+        app(prog_name="rlhf")
     except UserError as error:
         say_error(error.as_text())
         if os.environ.get("RLHF_DEBUG"):

@@ -117,8 +117,9 @@ def test_todays_key_wins_over_the_old_one(tmp_path: Path) -> None:
 def test_a_dataset_mixture_becomes_datasets(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(
-        "model_name_or_path: m\ndataset_mixture:\n  datasets:\n  - id: org/a\n    config: default\n    split: train_sft\n"
-        "    columns: [messages]\n    weight: 1.0\n  - id: org/b\n    weight: 0.25\n  seed: 0\n  test_split_size: 100\n"
+        "model_name_or_path: m\ndataset_mixture:\n  datasets:\n"
+        "  - {id: org/a, config: default, split: train_sft, columns: [messages], weight: 1.0}\n"
+        "  - {id: org/b, weight: 0.25}\n  seed: 0\n  test_split_size: 100\n"
     )
     recipe = read_recipe(path, method="sft")
     assert recipe["datasets"] == [
