@@ -161,7 +161,7 @@ def _load_yaml(path: Path) -> tuple[Any, list[str]]:
     except YAMLError as error:
         raise RecipeError(f"not YAML: {' '.join(str(error).split())}", where=str(path)) from None
     if mapping is None:
-        raise RecipeError("the recipe is empty", where=str(path), hint="`rlhf init sft` writes one to start from")
+        raise RecipeError("the recipe is empty", where=str(path), hint=_first_recipe_hint())
     if not isinstance(mapping, CommentedMap):
         kind = "a list" if isinstance(mapping, list) else "a single value"
         raise RecipeError(f"a recipe is `key: value` lines, this is {kind}", where=str(path))
@@ -188,7 +188,11 @@ def _yaml_error(error: Any, path: Path, lines: list[str]) -> RecipeError:
 def _nearby(path: Path) -> str | None:
     folder = path.parent
     names = sorted(p.name for p in folder.glob("*.y*ml")) if folder.is_dir() else []
-    return f"recipes in {folder}/: {', '.join(names[:8])}" if names else "`rlhf init sft` writes one to start from"
+    return f"recipes in {folder}/: {', '.join(names[:8])}" if names else _first_recipe_hint()
+
+
+def _first_recipe_hint() -> str:
+    return f"`rlhf init {method_names()[0]}` writes one to start from"
 
 
 def _plain(value: Any, path: Path, line: int) -> Any:
