@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import textwrap
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -115,8 +116,8 @@ class Plan:
         """A key that the recipe gives or that was decided."""
         return self.settings.get(key, default)
 
-    def as_text(self) -> str:
-        """The plan as it is shown to a person."""
+    def as_text(self, width: int | None = None) -> str:
+        """The plan as it is shown to a person; with a width, wrapped to it."""
         counts, machine = self.train, self.machine
         left_out = [f"{n} {why}" for n, why in ((counts.bad, "bad"), (counts.masked, "without loss")) if n]
         rows = f"{counts.used:,} of {counts.read:,} train" + (f" ({', '.join(left_out)} left out)" if left_out else "")
@@ -141,8 +142,10 @@ class Plan:
             *((key, f"{json.dumps(decision.value)}: {decision.reason}") for key, decision in self.decisions.items()),
             ("output", str(self.output_dir)),
         ]
-        width = max(len(name) for name, _ in lines)
-        return "\n".join(f"{name:<{width}}  {text}" for name, text in lines)
+        indent = 2 + max(len(name) for name, _ in lines)
+        wrapped = [textwrap.wrap(text, max(30, width - indent)) if width else [text] for _, text in lines]
+        heads = [f"{name:<{indent}}" for name, _ in lines]
+        return "\n".join(head + f"\n{'':<{indent}}".join(text) for head, text in zip(heads, wrapped, strict=True))
 
     def arguments(self, config_class: type) -> dict[str, Any]:
         """The settings that are fields of a trainer's config, without those that are dealt with before or around it."""

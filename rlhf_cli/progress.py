@@ -14,7 +14,16 @@ from rlhf_cli.run_dir import RunDir
 from rlhf_cli.terminal import is_terminal, say
 
 PLAIN_EVERY_S = 10.0
-_SHOWN = ("loss", "eval_loss", "grad_norm", "learning_rate")
+WIDE = 90
+"""Columns from which there is room for a bar."""
+_SHOWN = {
+    "loss": "loss",
+    "eval_loss": "eval_loss",
+    "tokens_per_s": "tok/s",
+    "grad_norm": "grad_norm",
+    "learning_rate": "lr",
+}
+"""Metrics for people, the most telling first, and what they are called in a line."""
 
 
 class Watch(TrainerCallback):
@@ -32,14 +41,14 @@ class Watch(TrainerCallback):
         if not state.is_world_process_zero:
             return
         if is_terminal():
-            self._bar = Progress(
-                BarColumn(bar_width=24),
+            console = Console(stderr=True)
+            columns = (
                 MofNCompleteColumn(),
                 TimeRemainingColumn(compact=True),
                 TextColumn("{task.description}", markup=False),
-                console=Console(stderr=True),
-                transient=True,
             )
+            bar = (BarColumn(bar_width=24),) if console.width >= WIDE else ()
+            self._bar = Progress(*bar, *columns, console=console, transient=True)
             self._task = self._bar.add_task("", total=state.max_steps, completed=state.global_step)
             self._bar.start()
 
@@ -87,14 +96,13 @@ class Watch(TrainerCallback):
         return (now[1] - before[1]) / (now[0] - before[0]) if before else None
 
     def _show(self, state: TrainerState, record: dict[str, Any]) -> None:
-        shown = [f"{name} {_short(record[name])}" for name in _SHOWN if name in record]
-        if "tokens_per_s" in record:
-            shown.append(f"{record['tokens_per_s']:,.0f} tok/s")
+        shown = [f"{label} {_short(record[name])}" for name, label in _SHOWN.items() if name in record]
         if not shown:
             return
         text = "  ".join(shown)
         if self._bar is not None:
-            self._bar.update(self._task, description=text, completed=state.global_step)
+            room = self._bar.console.width - (50 if self._bar.console.width >= WIDE else 24)
+            self._bar.update(self._task, description=_fit(shown, room), completed=state.global_step)
             if "eval_loss" in record:
                 self._bar.console.print(f"step {state.global_step}  {text}", markup=False, highlight=False)
             return
@@ -102,6 +110,16 @@ class Watch(TrainerCallback):
         if "eval_loss" in record or now - self._last_line_s >= PLAIN_EVERY_S or state.global_step >= state.max_steps:
             self._last_line_s = now
             say(f"step {state.global_step}/{state.max_steps}  {text}")
+
+
+def _fit(parts: list[str], width: int) -> str:
+    """As many parts as a line has room for, the first ones first."""
+    text = parts[0]
+    for part in parts[1:]:
+        if len(text) + 2 + len(part) > width:
+            break
+        text += f"  {part}"
+    return text
 
 
 def _short(value: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import sys
 
 _COLOURS = {"error": "31", "warning": "33", "hint": "36", "good": "32", "bold": "1", "faint": "2"}
@@ -41,6 +42,11 @@ def shows_colours() -> bool:
 def is_terminal() -> bool:
     """Whether somebody watches stderr."""
     return sys.stderr.isatty()
+
+
+def width() -> int | None:
+    """Columns of the terminal; None where there is none, and lines may be as long as they like."""
+    return shutil.get_terminal_size().columns if is_terminal() else None
 
 
 def printable(text: str) -> str:

@@ -17,7 +17,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer
 from rlhf_cli.card import write_card
 from rlhf_cli.checkpoints import CompleteCheckpoints, StopOnSignal
 from rlhf_cli.errors import DataError, EnvironmentFault, Interrupted, RecipeError, UserError
-from rlhf_cli.machine import describe_environment, quietly
+from rlhf_cli.machine import describe_environment, keep_freed_memory, quietly
 from rlhf_cli.methods.base import Encodings, Method
 from rlhf_cli.models import Policy, keep_trained_in_fp32, load_policy
 from rlhf_cli.plan import Plan
@@ -25,7 +25,7 @@ from rlhf_cli.prepare import Prepared, prepare
 from rlhf_cli.progress import Watch
 from rlhf_cli.recipe import Recipe
 from rlhf_cli.run_dir import RunDir, create_run_dir, refuse_changes, text_hash
-from rlhf_cli.terminal import say
+from rlhf_cli.terminal import say, width
 
 
 def train(recipe: Recipe, method: Method, *, resume: bool = False, overwrite: bool = False) -> RunDir:
@@ -51,7 +51,9 @@ def train(recipe: Recipe, method: Method, *, resume: bool = False, overwrite: bo
             say(f"{run.path} is finished already; there is nothing to resume")
             return run
         create_run_dir(run, recipe, plan.public_settings(), overwrite=overwrite)
-        say(plan.as_text())
+        say(plan.as_text(width()))
+        if plan.machine.device == "cpu":
+            keep_freed_memory()
         with _recorded(run, prepared), quietly():
             policy = load_policy(recipe, plan, prepared.material.source, prepared.material.tokenizer)
             trainer = _build_trainer(method, prepared, policy, stop)
