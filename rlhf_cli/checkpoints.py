@@ -21,13 +21,13 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class StopOnSignal(TrainerCallback):
     """Ends training after the step in which a signal arrives, once a checkpoint is written.
 
-    As a context manager it holds the handlers. Outside of training a signal ends the run at once; a second one always
-    does.
+    As a context manager it holds the handlers. Before training a signal ends the run at once, and after it the model is
+    still saved; a second signal ends the run at once, whatever it does.
     """
 
     def __init__(self) -> None:
         self.signum: int | None = None
-        self._training = False
+        self._begun = False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopOnSignal:
@@ -43,12 +43,12 @@ class StopOnSignal(TrainerCallback):
             signal.signal(signum, signal.SIG_DFL)
             os.kill(os.getpid(), signum)
         self.signum = signum
-        if not self._training:
+        if not self._begun:
             raise Interrupted(signum, "stopped before a step was trained")
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """From here on a signal waits for the end of the step."""
-        self._training = True
+        self._begun = True
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -59,10 +59,6 @@ class StopOnSignal(TrainerCallback):
             control.should_save = True
             control.should_training_stop = True
         return control
-
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Training is over; what follows is written by rename and may be interrupted."""
-        self._training = False
 
 
 class CompleteCheckpoints(TrainerCallback):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -272,27 +273,27 @@ def encode_rows(rows: Dataset, renderer: Renderer, recipe: Recipe, *, bad: int =
         packing: Whether the trainer packs this split.
     """
 
-    def encode(example: dict[str, Any]) -> dict[str, list[int]]:
-        tokens = renderer.encode(example["row"])
-        return {"input_ids": tokens.input_ids, "labels": tokens.labels}
+    max_length, mode = recipe["max_length"], recipe["truncation_mode"]
 
-    dataset = rows.map(encode, remove_columns=["row"], num_proc=recipe["dataset_num_proc"])
-    max_length = recipe["max_length"]
-    lengths: list[int] = []
-    used: list[int] = []
-    loss_tokens = 0
-    for labels in dataset["labels"]:
-        seen = _window(labels, max_length, recipe["truncation_mode"])
+    def encode(example: dict[str, Any]) -> dict[str, Any]:
+        tokens = renderer.encode(example["row"])
+        seen = _window(tokens.labels, max_length, mode)
         carrying = sum(label != IGNORED_LABEL for label in seen)
-        lengths.append(len(labels))
-        # TRL drops rows without loss only while it truncates, not while it packs.
-        if carrying or packing or max_length is None:
-            used.append(len(seen))
-            loss_tokens += carrying
+        return {"input_ids": tokens.input_ids, "labels": tokens.labels, "seen": len(seen), "carrying": carrying}
+
+    # With a fingerprint given, none is computed, which would pickle the whole tokenizer.
+    fingerprint = secrets.token_hex(8)
+    mapped = rows.map(encode, remove_columns=["row"], num_proc=recipe["dataset_num_proc"], new_fingerprint=fingerprint)
+    dataset = mapped.select_columns(["input_ids", "labels"])
+    lengths = [len(ids) for ids in dataset.with_format("arrow")["input_ids"]]
+    # TRL drops rows without loss only while it truncates, not while it packs.
+    keeps_all = packing or max_length is None
+    kept = [(s, c) for s, c in zip(mapped["seen"], mapped["carrying"], strict=True) if c or keeps_all]
+    used, loss_tokens = [seen for seen, _ in kept], sum(carrying for _, carrying in kept)
     truncated = sum(length > max_length for length in lengths) if max_length else 0
     examples, longest = len(used), max(used, default=0)
-    if packing and used:
-        packed = pack_dataset(dataset.select_columns(["input_ids", "labels"]), max_length, recipe["packing_strategy"])
+    if packing and loss_tokens:
+        packed = pack_dataset(dataset, max_length, recipe["packing_strategy"])
         examples, longest = len(packed), max_length
     counts = Counts(
         read=len(rows) + bad,
@@ -305,7 +306,7 @@ def encode_rows(rows: Dataset, renderer: Renderer, recipe: Recipe, *, bad: int =
         loss_tokens=loss_tokens,
         longest=longest,
     )
-    if not used:
+    if not loss_tokens:
         raise DataError(
             f"no row carries loss within max_length {max_length}: prompts fill it",
             where=recipe.where("max_length"),

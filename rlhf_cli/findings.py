@@ -9,6 +9,7 @@ from typing import Any
 from rlhf_cli.data import Encoded
 from rlhf_cli.machine import quietly
 from rlhf_cli.methods.base import Method
+from rlhf_cli.models import find_source
 from rlhf_cli.prepare import Material, gather
 from rlhf_cli.recipe import Recipe
 from rlhf_cli.render import IGNORED_LABEL
@@ -60,7 +61,7 @@ def inspect_data(recipe: Recipe, method: Method) -> Findings:
         UserError: when rows or model folder are unusable.
     """
     with quietly():
-        material = gather(recipe, method)
+        material = gather(recipe, method, find_source(recipe))
     splits: dict[str, Encoded] = {"train": material.train}
     if material.test:
         splits["test"] = material.test

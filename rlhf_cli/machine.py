@@ -71,13 +71,14 @@ def _cpu_computes_bf16() -> bool:
     return "amx_bf16" in flags or "avx512_bf16" in flags
 
 
-def decide(recipe: Recipe, machine: Machine, defaults: Mapping[str, Any]) -> dict[str, Decision]:
+def decide(recipe: Recipe, machine: Machine, defaults: Mapping[str, Any], *, adapts: bool) -> dict[str, Decision]:
     """Values for the keys that the recipe leaves open.
 
     Args:
         recipe: What was written; it is never overruled.
         machine: What the run has to work with.
         defaults: The method's changes of TRL's defaults.
+        adapts: Whether an adapter trains, on weights that are frozen.
     """
     decisions = {key: Decision(value, "default of rlhf-cli") for key, value in defaults.items() if key not in recipe}
     on_cpu = machine.device == "cpu"
@@ -90,14 +91,13 @@ def decide(recipe: Recipe, machine: Machine, defaults: Mapping[str, Any]) -> dic
     }
     decisions.update({key: decision for key, decision in wanted.items() if key not in recipe})
     if "dtype" not in recipe:
-        decisions["dtype"] = _decide_dtype(
-            recipe, bf16=bool(_settled("bf16", recipe, decisions)), device=machine.device
+        bf16 = decisions["bf16"].value if "bf16" in decisions else recipe["bf16"]
+        decisions["dtype"] = (
+            _decide_dtype(recipe, bf16=bool(bf16), device=machine.device)
+            if adapts
+            else Decision("float32", "weights that train need it")
         )
     return decisions
-
-
-def _settled(key: str, recipe: Recipe, decisions: Mapping[str, Decision]) -> Any:
-    return decisions[key].value if key in decisions else recipe[key]
 
 
 def _decide_bf16(recipe: Recipe, machine: Machine) -> Decision:
@@ -115,9 +115,7 @@ def _decide_checkpointing(recipe: Recipe, machine: Machine) -> Decision:
 
 
 def _decide_dtype(recipe: Recipe, *, bf16: bool, device: str) -> Decision:
-    """The dtype weights are stored in. What is trained is kept in fp32 whatever this says."""
-    if not recipe["use_peft"]:
-        return Decision("float32", "weights that train need it")
+    """The dtype frozen weights are stored in. What is trained is kept in fp32 whatever this says."""
     if recipe["load_in_4bit"] and bf16:
         return Decision("bfloat16", "what 4-bit weights are computed in")
     if device == "cpu":

@@ -236,13 +236,18 @@ def load_policy(recipe: Recipe, plan: Plan, source: Source, tokenizer: PreTraine
             attn_implementation=model_config.attn_implementation,
             quantization_config=quantization,
             device_map={"": plan.machine.device} if quantization else None,
-            **(recipe["model_init_kwargs"] or {}),
+            **_mapping(recipe["model_init_kwargs"]),
         )
         if source.adapter:
             model = PeftModel.from_pretrained(model, source.adapter, is_trainable=True)
         elif recipe["use_peft"]:
             model = get_peft_model(model, _adapter_config(recipe, source))
     return Policy(model, tokenizer, source)
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    """A mapping that TRL lets people write as JSON text too."""
+    return dict(json.loads(value) if isinstance(value, str) else value or {})
 
 
 def load_for_generation(name: str, *, dtype: str, device: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -49,13 +49,15 @@ def prepare(recipe: Recipe, method: Method, *, resume: bool = False, overwrite: 
         UserError: when the run cannot start.
     """
     machine = detect_machine(use_cpu=bool(recipe["use_cpu"]))
-    decisions = decide(recipe, machine, method.defaults)
+    source = find_source(recipe)
+    adapts = bool(recipe["use_peft"] or source.adapter)
+    decisions = decide(recipe, machine, method.defaults, adapts=adapts)
     output_dir = decisions["output_dir"].value if "output_dir" in decisions else recipe["output_dir"]
     run = open_run_dir(recipe, Path(output_dir).expanduser(), resume=resume, overwrite=overwrite)
     with quietly():
-        material = gather(recipe, method)
+        material = gather(recipe, method, source)
         dtype = decisions["dtype"].value if "dtype" in decisions else recipe["dtype"]
-        sizes = {role: measure_model(recipe, material.source, str(dtype)) for role in method.roles}
+        sizes = {role: measure_model(recipe, source, str(dtype)) for role in method.roles}
     plan = make_plan(
         recipe,
         decisions,
@@ -67,9 +69,8 @@ def prepare(recipe: Recipe, method: Method, *, resume: bool = False, overwrite: 
     return Prepared(recipe, run, material, plan)
 
 
-def gather(recipe: Recipe, method: Method) -> Material:
+def gather(recipe: Recipe, method: Method, source: Source) -> Material:
     """Read every row and turn it into tokens."""
-    source = find_source(recipe)
     tokenizer, own_template = load_tokenizer(recipe, source)
     rows = load_rows(recipe)
 

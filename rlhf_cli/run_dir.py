@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from rlhf_cli.errors import EnvironmentFault, Problem, RecipeError
 from rlhf_cli.recipe import Recipe
 
 MANIFEST = "manifest.json"
+_SECRET_LINE = re.compile(r"^(hub_token\s*:).*$", re.MULTILINE)
 
 MAY_CHANGE_ON_RESUME = frozenset({
     # How long, and what is written down on the way. All else would make it another run.
@@ -86,10 +87,14 @@ class RunDir:
         """Add facts to run.json."""
         write_json(self.run_file, {**self.read_run(), **facts})
 
-    def failed_before_training(self) -> bool:
-        """Whether all there is is the record of a run that failed before it logged anything."""
+    def ended_before_training(self) -> bool:
+        """Whether all there is is the record of a run that ended before it logged anything."""
         names = {path.name for path in self.path.iterdir()}
-        return names == {self.own.name} and self.read_run().get("status") == "failed" and not self.metrics_file.exists()
+        return (
+            names == {self.own.name}
+            and self.read_run().get("status") in ("failed", "stopped")
+            and not self.metrics_file.exists()
+        )
 
     # --- checkpoints ---
 
@@ -139,7 +144,7 @@ def open_run_dir(recipe: Recipe, output_dir: Path, *, resume: bool, overwrite: b
     run = RunDir(output_dir)
     if output_dir.exists() and not output_dir.is_dir():
         raise _refusal(recipe, f"output_dir `{output_dir}` is a file", "name a folder")
-    occupied = output_dir.is_dir() and any(output_dir.iterdir()) and not run.failed_before_training()
+    occupied = output_dir.is_dir() and any(output_dir.iterdir()) and not run.ended_before_training()
     if occupied and overwrite:
         if not run.run_file.exists():
             raise _refusal(
@@ -175,7 +180,7 @@ def create_run_dir(run: RunDir, recipe: Recipe, settings: Mapping[str, Any], *, 
         raise EnvironmentFault(
             f"cannot make output_dir `{run.path}`: {error.strerror}", where=recipe.where("output_dir")
         ) from None
-    shutil.copyfile(recipe.path, run.recipe_file)
+    write_text(run.recipe_file, _SECRET_LINE.sub(r"\1 ***", recipe.path.read_text(encoding="utf-8-sig")))
     write_json(run.resolved_file, settings)
 
 

@@ -6,7 +6,7 @@ import shlex
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -45,9 +45,9 @@ def train(recipe: Recipe, method: Method, *, resume: bool = False, overwrite: bo
     """
     with StopOnSignal() as stop:
         prepared = prepare(recipe, method, resume=resume, overwrite=overwrite)
-        plan, run = prepared.plan, prepared.run
+        plan, run, material = prepared.plan, prepared.run, prepared.material
         checkpoint = _resume_point(prepared) if resume else None
-        if resume and _is_finished(run, checkpoint, plan):
+        if resume and _is_finished(run, plan):
             say(f"{run.path} is finished already; there is nothing to resume")
             return run
         create_run_dir(run, recipe, plan.public_settings(), overwrite=overwrite)
@@ -55,10 +55,10 @@ def train(recipe: Recipe, method: Method, *, resume: bool = False, overwrite: bo
         if plan.machine.device == "cpu":
             keep_freed_memory()
         with _recorded(run, prepared), quietly():
-            policy = load_policy(recipe, plan, prepared.material.source, prepared.material.tokenizer)
+            policy = load_policy(recipe, plan, material.source, material.tokenizer)
             trainer = _build_trainer(method, prepared, policy, stop)
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-            if stop.signum is not None:
+            if stop.signum is not None and trainer.state.global_step < plan.steps:
                 raise _stopped(stop.signum, run, trainer.state.global_step, plan.steps)
             _save(trainer, prepared)
     return run
@@ -85,9 +85,9 @@ def _resume_point(prepared: Prepared) -> Path | None:
     return checkpoint
 
 
-def _is_finished(run: RunDir, checkpoint: Path | None, plan: Plan) -> bool:
-    done = int(run.read_run().get("steps_done") or 0)
-    return run.read_run().get("status") == "done" and done >= plan.steps
+def _is_finished(run: RunDir, plan: Plan) -> bool:
+    record = run.read_run()
+    return record.get("status") == "done" and int(record["steps_done"]) >= plan.steps
 
 
 def _build_trainer(method: Method, prepared: Prepared, policy: Policy, stop: StopOnSignal) -> Trainer:
@@ -103,6 +103,8 @@ def _build_trainer(method: Method, prepared: Prepared, policy: Policy, stop: Sto
         # A tracker that is not installed, a Hub that cannot be reached, a device that is not there.
         raise EnvironmentFault(f"this machine cannot run it: {error}", where=str(prepared.recipe.path)) from error
     keep_trained_in_fp32(trainer.model)
+    # TRL writes a card at every save, and before a push: of a local base it says that it is called None.
+    trainer.create_model_card = lambda **_: _write_card(prepared, prepared.run.read_run().get("results") or {})
     for unwanted in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(unwanted)
     trainer.add_callback(Watch(prepared.run))
@@ -114,32 +116,48 @@ def _build_trainer(method: Method, prepared: Prepared, policy: Policy, stop: Sto
 
 
 def _save(trainer: Trainer, prepared: Prepared) -> None:
-    """Evaluate a last time, and write the model, its card, and the state and results files as HF names them."""
-    history, step = trainer.state.log_history, trainer.state.global_step
-    results = {}
-    if prepared.material.test is not None:
-        done = [entry for entry in history if entry["step"] == step and "eval_loss" in entry]
-        results = done[-1] if done else trainer.evaluate()
-        trainer.save_metrics("eval", {key: value for key, value in results.items() if key != "step"})
+    """Write the model, evaluate a last time, and leave state, results and card under the names HF gives them."""
     trainer.save_model()
-    trainer.save_state()
+    history, step = trainer.state.log_history, trainer.state.global_step
     summary: dict[str, Any] = next((entry for entry in reversed(history) if "train_runtime" in entry), {})
     trainer.save_metrics("train", {key: value for key, value in summary.items() if key != "step"})
+    results: dict[str, Any] = {}
+    if prepared.material.test is not None:
+        done = [entry for entry in history if entry["step"] == step and "eval_loss" in entry]
+        results = {key: value for key, value in (done[-1] if done else trainer.evaluate()).items() if key != "step"}
+        trainer.save_metrics("eval", results)
+    trainer.save_state()
     if trainer.is_world_process_zero():
-        write_card(
-            prepared.run.path,
-            prepared.plan,
-            base=prepared.material.source.base,
-            sources=prepared.material.rows.sources,
-            results=results,
-        )
+        _write_card(prepared, results)
         prepared.run.update_run(steps_done=step, results=results)
     if prepared.plan.setting("push_to_hub"):
         trainer.push_to_hub()
 
 
+def _write_card(prepared: Prepared, results: Mapping[str, Any]) -> None:
+    material = prepared.material
+    write_card(
+        prepared.run.path,
+        prepared.plan,
+        base=material.source.base,
+        sources=material.rows.sources,
+        results=results,
+    )
+
+
+def _without_secrets(arguments: Sequence[str]) -> list[str]:
+    """Arguments that may be written down: what follows `hub_token` is left out."""
+    kept: list[str] = []
+    for argument in arguments:
+        is_value = bool(kept) and kept[-1].lstrip("-").replace("-", "_") == "hub_token"
+        name, equals, _ = argument.partition("=")
+        is_pair = bool(equals) and name.lstrip("-").replace("-", "_") == "hub_token"
+        kept.append("***" if is_value else f"{name}=***" if is_pair else argument)
+    return kept
+
+
 def _stopped(signum: int, run: RunDir, step: int, steps: int) -> Interrupted:
-    arguments = [argument for argument in sys.argv[1:] if argument not in ("--resume", "--overwrite")]
+    arguments = [argument for argument in _without_secrets(sys.argv[1:]) if argument not in ("--resume", "--overwrite")]
     return Interrupted(
         signum,
         f"stopped after step {step} of {steps}; {run.path}/checkpoint-{step} is written",
@@ -155,7 +173,7 @@ def _recorded(run: RunDir, prepared: Prepared) -> Iterator[None]:
     facts: dict[str, Any] = {
         "status": "running",
         "method": prepared.plan.method,
-        "argv": sys.argv,
+        "argv": _without_secrets(sys.argv),
         "started": started,
         "environment": describe_environment(),
         "machine": asdict(prepared.plan.machine),
