@@ -18,6 +18,7 @@ from typing import Any
 import datasets
 import torch
 import transformers
+from accelerate import PartialState
 
 from rlhf_cli.plan import GIB, Decision, Machine
 from rlhf_cli.recipe import Recipe
@@ -41,6 +42,21 @@ def detect_machine(*, use_cpu: bool = False) -> Machine:
     if not use_cpu and torch.backends.mps.is_available():
         return Machine("mps", platform.processor() or "Apple", processes, threads, memory, bf16=True)
     return Machine("cpu", _cpu_name(), processes, threads, memory, bf16=_cpu_computes_bf16())
+
+
+def is_first_process() -> bool:
+    """Whether this process writes for all of them; launchers number processes in RANK."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def first_process_first(machine: Machine) -> Iterator[None]:
+    """Let the first of several processes through alone, and the others after it."""
+    if machine.processes == 1:
+        yield
+        return
+    with PartialState(cpu=machine.device == "cpu").main_process_first():
+        yield
 
 
 def keep_freed_memory() -> None:

@@ -9,13 +9,13 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_cli.data import Encoded, Rows, encode_rows, load_rows
-from rlhf_cli.machine import decide, detect_machine, quietly
+from rlhf_cli.machine import decide, detect_machine, is_first_process, quietly
 from rlhf_cli.methods.base import Method
 from rlhf_cli.models import Source, find_source, load_tokenizer, measure_model
 from rlhf_cli.plan import Plan, make_plan
 from rlhf_cli.recipe import Recipe
 from rlhf_cli.render import Renderer, make_renderer
-from rlhf_cli.run_dir import RunDir, open_run_dir
+from rlhf_cli.run_dir import RunDir, refuse_unusable
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,9 @@ def prepare(recipe: Recipe, method: Method, *, resume: bool = False, overwrite: 
     adapts = bool(recipe["use_peft"] or source.adapter)
     decisions = decide(recipe, machine, method.defaults, adapts=adapts)
     output_dir = decisions["output_dir"].value if "output_dir" in decisions else recipe["output_dir"]
-    run = open_run_dir(recipe, Path(output_dir).expanduser(), resume=resume, overwrite=overwrite)
+    run = RunDir(Path(output_dir).expanduser())
+    if is_first_process():
+        refuse_unusable(run, recipe, resume=resume, overwrite=overwrite)
     with quietly():
         material = gather(recipe, method, source)
         dtype = decisions["dtype"].value if "dtype" in decisions else recipe["dtype"]

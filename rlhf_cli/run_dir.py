@@ -128,12 +128,12 @@ class RunDir:
         write_text(self.metrics_file, "".join(kept))
 
 
-def open_run_dir(recipe: Recipe, output_dir: Path, *, resume: bool, overwrite: bool) -> RunDir:
-    """Take a folder for a run, without writing to it yet, or refuse.
+def refuse_unusable(run: RunDir, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
+    """Refuse a folder that a run cannot have.
 
     Args:
+        run: The folder, which may not exist yet.
         recipe: For the line to blame.
-        output_dir: The folder.
         resume: Go on with the run that is there.
         overwrite: Move the run that is there aside, to `NAME.old-1`; nothing is deleted.
 
@@ -141,7 +141,7 @@ def open_run_dir(recipe: Recipe, output_dir: Path, *, resume: bool, overwrite: b
         RecipeError: when the folder cannot be used as it is asked to be.
         EnvironmentFault: when it cannot be written to.
     """
-    run = RunDir(output_dir)
+    output_dir = run.path
     if output_dir.exists() and not output_dir.is_dir():
         raise _refusal(recipe, f"output_dir `{output_dir}` is a file", "name a folder")
     occupied = output_dir.is_dir() and any(output_dir.iterdir()) and not run.ended_before_training()
@@ -167,7 +167,6 @@ def open_run_dir(recipe: Recipe, output_dir: Path, *, resume: bool, overwrite: b
             f"cannot write to output_dir `{output_dir}`: no permission in {parent}",
             where=recipe.where("output_dir"),
         )
-    return run
 
 
 def create_run_dir(run: RunDir, recipe: Recipe, settings: Mapping[str, Any], *, overwrite: bool) -> None:

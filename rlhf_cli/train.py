@@ -17,7 +17,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer
 from rlhf_cli.card import write_card
 from rlhf_cli.checkpoints import CompleteCheckpoints, StopOnSignal
 from rlhf_cli.errors import DataError, EnvironmentFault, Interrupted, RecipeError, UserError
-from rlhf_cli.machine import describe_environment, keep_freed_memory, quietly
+from rlhf_cli.machine import describe_environment, first_process_first, is_first_process, keep_freed_memory, quietly
 from rlhf_cli.methods.base import Encodings, Method
 from rlhf_cli.models import Policy, keep_trained_in_fp32, load_policy
 from rlhf_cli.plan import Plan
@@ -46,11 +46,13 @@ def train(recipe: Recipe, method: Method, *, resume: bool = False, overwrite: bo
     with StopOnSignal() as stop:
         prepared = prepare(recipe, method, resume=resume, overwrite=overwrite)
         plan, run, material = prepared.plan, prepared.run, prepared.material
-        checkpoint = _resume_point(prepared) if resume else None
-        if resume and _is_finished(run, plan):
-            say(f"{run.path} is finished already; there is nothing to resume")
-            return run
-        create_run_dir(run, recipe, plan.public_settings(), overwrite=overwrite)
+        with first_process_first(plan.machine):
+            checkpoint = _resume_point(prepared) if resume else None
+            if resume and _is_finished(run, plan):
+                say(f"{run.path} is finished already; there is nothing to resume")
+                return run
+            if is_first_process():
+                create_run_dir(run, recipe, plan.public_settings(), overwrite=overwrite)
         say(plan.as_text(width()))
         if plan.machine.device == "cpu":
             keep_freed_memory()
@@ -80,7 +82,8 @@ def _resume_point(prepared: Prepared) -> Path | None:
         )
     checkpoint = run.newest_checkpoint()
     step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
-    run.cut_metrics(step)
+    if is_first_process():
+        run.cut_metrics(step)
     say(f"resuming from {checkpoint}" if checkpoint else "no complete checkpoint: starting from the beginning")
     return checkpoint
 
@@ -187,7 +190,9 @@ def _recorded(run: RunDir, prepared: Prepared) -> Iterator[None]:
         "plan": prepared.plan.as_json(),
         "exit_code": None,
     }
-    run.update_run(**facts)
+    first = is_first_process()
+    if first:
+        run.update_run(**facts)
     ended: dict[str, Any] = {"status": "failed", "exit_code": 1}
     try:
         yield
@@ -199,6 +204,7 @@ def _recorded(run: RunDir, prepared: Prepared) -> Iterator[None]:
         }
         raise
     finally:
-        if ended["exit_code"] == 1:
+        if first and ended["exit_code"] == 1:
             run.crash_file.write_text(traceback.format_exc(), encoding="utf-8")
-        run.update_run(**ended, ended=time.time(), elapsed_s=round(time.time() - started, 3))
+        if first:
+            run.update_run(**ended, ended=time.time(), elapsed_s=round(time.time() - started, 3))
