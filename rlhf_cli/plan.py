@@ -16,6 +16,8 @@ GIB = 2**30
 _NOT_THE_TRAINERS = frozenset({
     # rows come as tokens, and the model loaded
     "assistant_only_loss", "completion_only_loss", "chat_template_path", "model_init_kwargs", "dataset_text_field",
+    # set in the environment
+    "hub_token",
     # one name for one setting
     "gradient_checkpointing",
     # old checkpoints go only when the new one has its manifest

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -14,6 +15,8 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+SECRETS = re.compile(rb"hf_in_the_recipe|hf_as_argument")
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
@@ -169,6 +172,18 @@ def test_bad_rows_can_be_left_out_and_are_counted(
     assert (counts["read"], counts["bad"], counts["used"]) == (5, 2, 3)
 
 
+def test_a_token_is_not_written_down(
+    rlhf: Callable[..., Any], write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    recipe = write_recipe(hub_token="hf_in_the_recipe", max_steps=1)
+    outcome = rlhf("sft", str(recipe), "--hub_token", "hf_as_argument", "--run_name=x")
+    assert outcome.code == 0, outcome.err
+    assert '"--run_name=x"' in (tmp_path / "run/rlhf/run.json").read_text()
+    for path in (tmp_path / "run").rglob("*"):
+        assert not path.is_file() or not SECRETS.search(path.read_bytes()), path
+    assert "hf_" not in outcome.err + outcome.out
+
+
 # --- stopping and going on --------------------------------------------------------------------------------------
 
 
@@ -196,6 +211,7 @@ def test_a_signal_ends_the_run_with_a_checkpoint(
     record = facts(tmp_path / "run")
     assert (record["status"], record["exit_code"]) == ("stopped", code)
     assert not (tmp_path / "run/model.safetensors").exists()
+    assert "None" not in (tmp_path / "run/README.md").read_text()
     done = int(checkpoint.name.split("-")[1])
     resumed = rlhf("sft", str(recipe), "--resume", "--max_steps", str(done + 3))
     assert resumed.code == 0, resumed.err
