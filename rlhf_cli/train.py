@@ -130,22 +130,23 @@ def _save(trainer: Trainer, prepared: Prepared) -> None:
         results = {key: value for key, value in (done[-1] if done else trainer.evaluate()).items() if key != "step"}
         trainer.save_metrics("eval", results)
     trainer.save_state()
-    if trainer.is_world_process_zero():
-        _write_card(prepared, results)
+    if is_first_process():
         prepared.run.update_run(steps_done=step, results=results)
+    _write_card(prepared, results)
     if prepared.plan.setting("push_to_hub"):
         trainer.push_to_hub()
 
 
 def _write_card(prepared: Prepared, results: Mapping[str, Any]) -> None:
-    material = prepared.material
-    write_card(
-        prepared.run.path,
-        prepared.plan,
-        base=material.source.base,
-        sources=material.rows.sources,
-        results=results,
-    )
+    if is_first_process():
+        material = prepared.material
+        write_card(
+            prepared.run.path,
+            prepared.plan,
+            base=material.source.base,
+            sources=material.rows.sources,
+            results=results,
+        )
 
 
 def _without_secrets(arguments: Sequence[str]) -> list[str]:

@@ -16,7 +16,7 @@ def test_two_processes_equal_one_with_twice_the_accumulation(
 ) -> None:
     """Bit for bit, on rows of unequal length; and one folder, one record, one voice."""
     write_recipe(max_steps=3, save_steps=2)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29511"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run(
         [*launcher, "-m", "rlhf_cli", "sft", "recipe.yaml", "--output_dir", "two", "--use_cpu", "true"],
         cwd=tmp_path, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},

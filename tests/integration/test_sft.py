@@ -318,3 +318,15 @@ def test_save_total_limit_keeps_the_newest(
 ) -> None:
     assert rlhf("sft", str(write_recipe(max_steps=5, save_steps=1, save_total_limit=2))).code == 0
     assert {path.name for path in (tmp_path / "run").glob("checkpoint-*")} == {"checkpoint-4", "checkpoint-5"}
+
+
+@pytest.mark.parametrize("status", [None, "failed", "stopped"])
+def test_a_run_that_ended_before_its_first_step_leaves_the_folder_free(
+    status: str | None, rlhf: Callable[..., Any], write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    own = tmp_path / "run/rlhf"
+    own.mkdir(parents=True)
+    (own / "recipe.yaml").write_text("seed: 1\n")
+    if status is not None:
+        (own / "run.json").write_text(json.dumps({"status": status}))
+    assert rlhf("sft", str(write_recipe(max_steps=1)), *(["--resume"] if status is None else [])).code == 0
