@@ -88,11 +88,11 @@ class RunDir:
         write_json(self.run_file, {**self.read_run(), **facts})
 
     def ended_before_training(self) -> bool:
-        """Whether all there is is the record of a run that ended before it logged anything."""
+        """Whether all there is is the record, or its beginnings, of a run that ended before it logged anything."""
         names = {path.name for path in self.path.iterdir()}
         return (
             names == {self.own.name}
-            and self.read_run().get("status") in ("failed", "stopped")
+            and self.read_run().get("status") in (None, "failed", "stopped")
             and not self.metrics_file.exists()
         )
 
