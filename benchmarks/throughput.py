@@ -1,13 +1,15 @@
 """Tokens a second in steady state, beside `trl sft`: python benchmarks/throughput.py MODEL ROWS.jsonl [ROUNDS].
 
-MODEL is a chat model folder, ROWS holds conversations. Two comparisons: every setting the same, and each tool left to
-its own defaults (but for `use_cpu: true`, without which `trl sft` does not start on a machine without a GPU).
+MODEL is a chat model folder, ROWS holds conversations. Two comparisons: every setting the same, threads included, and
+each tool left to its own defaults (but for `use_cpu: true`, without which `trl sft` does not start on a machine without
+a GPU); accelerate, which `trl sft` starts, leaves a process one thread by default.
 """
 
 from __future__ import annotations
 
 import ast
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -37,13 +39,14 @@ def main() -> None:
         folder = Path(name)
         (folder / "data").mkdir()
         shutil.copy(rows, folder / "data/train.jsonl")
-        for title, settings in (("same settings", SAME), ("own defaults", SHARED)):
+        threads = {"OMP_NUM_THREADS": str(os.cpu_count())}
+        for title, settings, environment in (("same settings", SAME, threads), ("own defaults", SHARED, {})):
             keys = {"model_name_or_path": str(model), "dataset_name": "data", **settings}
             (folder / "recipe.yaml").write_text("".join(f"{key}: {json.dumps(value)}\n" for key, value in keys.items()))
             speeds: dict[str, list[float]] = {"rlhf": [], "trl": []}
             for _ in range(rounds):
                 for tool, values in speeds.items():
-                    values.append(tokens_per_s(tool, folder))
+                    values.append(tokens_per_s(tool, folder, environment))
             ratios = [ours / theirs for ours, theirs in zip(speeds["rlhf"], speeds["trl"], strict=True)]
             for tool, values in speeds.items():
                 shown = ", ".join(f"{v:.0f}" for v in values)
@@ -51,14 +54,19 @@ def main() -> None:
             print(f"{title:<14} rlhf / trl: {statistics.median(ratios):.2f}", flush=True)
 
 
-def tokens_per_s(tool: str, folder: Path) -> float:
+def tokens_per_s(tool: str, folder: Path, environment: dict[str, str]) -> float:
     """Train a few steps with one tool; the first ones, which warm up, do not count."""
     output = folder / f"out-{tool}"
     shutil.rmtree(output, ignore_errors=True)
     config = ["recipe.yaml"] if tool == "rlhf" else ["--config", "recipe.yaml", "--disable_tqdm", "true"]
     command = [str(BIN / tool), "sft", *config, "--output_dir", str(output)]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=folder, env=ENVIRONMENT
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        cwd=folder,
+        env={**ENVIRONMENT, **environment},
     )
     seen: list[tuple[float, float]] = []
     while process.poll() is None:

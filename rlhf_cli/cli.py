@@ -97,6 +97,7 @@ def _add_training_command(method: Method) -> None:
         checked = read_recipe(path, method=method.command, overrides=overrides)
         _show_warnings(checked.warnings)
         apply_environment(checked)
+        _take_one_gpu()
         say(f"{method.command} {path}: {len(checked.values)} keys, all good; loading torch, transformers and TRL")
         from rlhf_cli.prepare import prepare
         from rlhf_cli.train import train
@@ -114,6 +115,12 @@ def _add_training_command(method: Method) -> None:
         "`--learning_rate 1e-5`, `--learning-rate 1e-5` or `learning_rate=1e-5`."
     )
     app.command(method.command, context_settings=_FORWARDING)(command)
+
+
+def _take_one_gpu() -> None:
+    """Without a launcher, leave torch the first GPU only: TRL refuses to train one process on several."""
+    if "WORLD_SIZE" not in os.environ:
+        os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
 
 
 def _split_arguments(arguments: Sequence[str], method: str) -> tuple[Path, list[tuple[str, str]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -235,7 +236,7 @@ def load_policy(recipe: Recipe, plan: Plan, source: Source, tokenizer: PreTraine
             trust_remote_code=recipe["trust_remote_code"],
             attn_implementation=model_config.attn_implementation,
             quantization_config=quantization,
-            device_map={"": plan.machine.device} if quantization else None,
+            device_map={"": _own_device(plan.machine.device)} if quantization else None,
             **_mapping(recipe["model_init_kwargs"]),
         )
         if source.adapter:
@@ -243,6 +244,11 @@ def load_policy(recipe: Recipe, plan: Plan, source: Source, tokenizer: PreTraine
         elif recipe["use_peft"]:
             model = get_peft_model(model, _adapter_config(recipe, source))
     return Policy(model, tokenizer, source)
+
+
+def _own_device(device: str) -> str:
+    """The device of this process; launchers number those of one machine in LOCAL_RANK."""
+    return f"{device}:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" else device
 
 
 def _mapping(value: Any) -> dict[str, Any]:

@@ -33,17 +33,23 @@ def losses(run: Path) -> list[tuple[int, float]]:
     return [(record["step"], record["loss"]) for record in records if "loss" in record]
 
 
+@pytest.mark.parametrize("kills", [4, pytest.param(30, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("way", WAYS)
 def test_killed_runs_resume_to_the_same_bits(
-    way: str, start: Callable[..., Any], rlhf: Callable[..., Any], write_recipe: Callable[..., Path], tmp_path: Path
+    way: str,
+    kills: int,
+    start: Callable[..., Any],
+    rlhf: Callable[..., Any],
+    write_recipe: Callable[..., Path],
+    tmp_path: Path,
 ) -> None:
     recipe = write_recipe(max_steps=STEPS, save_steps=1, save_total_limit=2, **WAYS[way])
     whole = rlhf("sft", str(recipe), "--output_dir", "whole")
     assert whole.code == 0, whole.err
     assert [step for step, _ in losses(tmp_path / "whole")] == list(range(1, STEPS + 1))
 
-    moments = random.Random(way)
-    for attempt in range(4):
+    moments = random.Random(f"{way} {kills}")
+    for attempt in range(kills):
         output = f"killed-{attempt}"
         command = start("sft", str(recipe), "--output_dir", output)
         time.sleep(moments.uniform(0.05, 0.95) * whole.elapsed_s)
