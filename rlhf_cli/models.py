@@ -130,6 +130,8 @@ def load_tokenizer(recipe: Recipe, source: Source) -> tuple[PreTrainedTokenizerB
         tokenizer = AutoTokenizer.from_pretrained(
             folder, revision=recipe["model_revision"], trust_remote_code=recipe["trust_remote_code"]
         )
+    if not tokenizer.is_fast:
+        raise RecipeError(f"the tokenizer of `{source.name}` cannot tell where its tokens stand in a text", where=where)
     for key in ("eos_token", "pad_token"):
         if recipe[key] is not None:
             if recipe[key] not in tokenizer.get_vocab():
