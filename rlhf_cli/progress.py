@@ -123,4 +123,6 @@ def _fit(parts: list[str], width: int) -> str:
 
 
 def _short(value: Any) -> str:
-    return f"{float(value):.4g}" if isinstance(value, (int, float, str)) else str(value)
+    if not isinstance(value, (int, float)):
+        return str(value)
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

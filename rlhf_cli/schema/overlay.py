@@ -178,6 +178,18 @@ RULES: list[dict[str, Any]] = [
         "message": "`split_by` says how to hold rows out, but not how many",
         "fix": "add `test_split_size`, such as 0.1",
     },
+    *(
+        {
+            "when": {"lr_scheduler_type": name, "lr_scheduler_kwargs": None},
+            "message": f"`lr_scheduler_type: {name}` does not go without `lr_scheduler_kwargs`",
+            "fix": f"add `lr_scheduler_kwargs: {{{argument}: …}}`",
+        }
+        for name, argument in (
+            ("cosine_with_min_lr", "min_lr_rate"),
+            ("cosine_warmup_with_min_lr", "min_lr_rate"),
+            ("warmup_stable_decay", "num_decay_steps"),
+        )
+    ),
     {
         "when": {"activation_checkpointing": "*", "gradient_checkpointing": "*"},
         "message": "`activation_checkpointing` and `gradient_checkpointing` are one setting under two names",

@@ -13,13 +13,19 @@ from typing import Any
 import pytest
 
 STEPS = 8
+# fmt: off
 WAYS: dict[str, dict[str, Any]] = {
     "full": {},
     "lora with dropout": {"use_peft": True, "lora_dropout": 0.2, "lora_target_modules": "all-linear"},
     "4-bit": {"use_peft": True, "load_in_4bit": True, "lora_dropout": 0.1, "lora_target_modules": "all-linear"},
     "packed": {"packing": True, "use_peft": True, "lora_dropout": 0.1, "lora_target_modules": "all-linear"},
+    "evaluated, the best kept, rows read by a worker": {
+        "eval_strategy": "steps", "eval_steps": 1, "test_split_size": 0.2, "load_best_model_at_end": True,
+        "metric_for_best_model": "eval_loss", "greater_is_better": False, "dataloader_num_workers": 1,
+    },
     "accumulation across epochs": {"gradient_accumulation_steps": 3, "per_device_train_batch_size": 3},
 }
+# fmt: on
 
 
 def weights(run: Path) -> bytes:
