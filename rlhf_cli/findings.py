@@ -75,28 +75,33 @@ def inspect_data(recipe: Recipe, method: Method) -> Findings:
             "longest": lengths[-1],
         },
         max_length=recipe["max_length"],
-        template=_describe_template(material),
-        example=_pieces(material),
+        template=_describe_template(material, recipe),
+        example=_pieces(material, recipe["max_length"]),
     )
 
 
-def _describe_template(material: Material) -> str:
-    whose = "ours, since the tokenizer has none" if material.own_template else "the tokenizer's or the recipe's"
+def _describe_template(material: Material, recipe: Recipe) -> str:
+    if material.own_template:
+        whose = "ours, since the tokenizer has none"
+    else:
+        whose = "the recipe's" if recipe["chat_template"] or recipe["chat_template_path"] else "the tokenizer's"
     how = "its generation marks" if material.renderer.marked_template else "rendering turn by turn"
     return f"{whose}; answers are found by {how}"
 
 
-def _pieces(material: Material) -> list[tuple[str, bool]]:
-    """The first training row decoded in runs of tokens with and without loss."""
+def _pieces(material: Material, max_length: int | None) -> list[tuple[str, bool]]:
+    """The first training row, up to `max_length`, decoded in runs of tokens with and without loss."""
     first = material.train.dataset[0]
     runs: list[tuple[list[int], bool]] = []
-    for token, label in zip(first["input_ids"], first["labels"], strict=True):
+    for token, label in zip(first["input_ids"][:max_length], first["labels"][:max_length], strict=True):
         loss = label != IGNORED_LABEL
         if runs and runs[-1][1] == loss:
             runs[-1][0].append(token)
         else:
             runs.append(([token], loss))
-    return [(material.tokenizer.decode(tokens), loss) for tokens, loss in runs]
+    pieces = [(str(material.tokenizer.decode(tokens)), loss) for tokens, loss in runs]
+    cut = max_length is not None and len(first["input_ids"]) > max_length
+    return [*pieces, ("… (cut at max_length)", False)] if cut else pieces
 
 
 def _show_piece(text: str, loss: bool) -> str:
