@@ -38,11 +38,10 @@ class Findings:
     def as_text(self) -> str:
         """The findings as they are shown to a person."""
         train = self.counts["train"]
-        lines = [f"source    {s['name']}: {s['rows']:,} rows as {s['layout']}" for s in self.sources]
-        for split, c in self.counts.items():
-            lines.append(
-                f"{split:<9} {c['read']:,} rows: {c['used']:,} used, {c['bad']} bad, {c['masked']} without loss"
-            )
+        lines = [
+            f"{split:<9} {c['read']:,} rows: {c['used']:,} used, {c['bad']} bad, {c['masked']} without loss"
+            for split, c in self.counts.items()
+        ]
         lines.append(f"template  {self.template}")
         lines.append("tokens    " + ", ".join(f"{name} {value:,.0f}" for name, value in self.lengths.items()))
         share = train["truncated"] / max(1, train["used"])

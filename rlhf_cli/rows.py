@@ -12,6 +12,7 @@ A message is {"role": …, "content": …}; `tools` and `chat_template_kwargs` m
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -77,10 +78,90 @@ def _read_alpaca(row: Mapping[str, Any]) -> Row:
     }
 
 
+def _read_dolly(row: Mapping[str, Any]) -> Row:
+    """Dolly's instruction, optional context, response (databricks-dolly-15k): Alpaca under other names."""
+    return _read_alpaca({"instruction": row["instruction"], "input": row.get("context"), "output": row["response"]})
+
+
+def _read_sharegpt(row: Mapping[str, Any]) -> Row:
+    """ShareGPT's turns of `from` and `value`."""
+    turns = row["conversations"]
+    if not isinstance(turns, list) or not all(isinstance(turn, Mapping) for turn in turns):
+        raise BadRow(f"`conversations` must be a list of turns with from and value, got {_kind(turns)}")
+    messages = []
+    for index, turn in enumerate(turns):
+        speaker = turn.get("from", turn.get("role"))
+        if speaker not in _SPEAKERS:
+            raise BadRow(f"`conversations[{index}]` is from {speaker!r}, who is none of {', '.join(_SPEAKERS)}")
+        messages.append({"role": _SPEAKERS[speaker], "content": turn.get("value", turn.get("content"))})
+    system = [{"role": "system", "content": row["system"]}] if row.get("system") else []
+    return _read_messages({"messages": [*system, *messages]})
+
+
+def _read_transcript(row: Mapping[str, Any]) -> Row:
+    """HH-RLHF's transcripts (arXiv:2204.05862): the chosen one is an example of how to answer."""
+    return _read_messages({"messages": split_transcript(_text(row, "chosen"))})
+
+
+def _read_tree(row: Mapping[str, Any]) -> Row:
+    """An OpenAssistant message tree (arXiv:2304.07327): the conversation along its best-ranked replies."""
+    messages: list[dict[str, Any]] = []
+    node: Any = row["prompt"]
+    while node:
+        if not isinstance(node, Mapping) or node.get("role") not in _SPEAKERS:
+            raise BadRow("`prompt` is no tree of messages with text, role and replies")
+        messages.append({"role": _SPEAKERS[node["role"]], "content": node.get("text")})
+        replies = [reply for reply in node.get("replies") or [] if not reply.get("deleted")]
+        # Where nobody ranked, the first reply; min keeps the order of equals.
+        node = min(
+            replies, key=lambda reply: reply["rank"] if reply.get("rank") is not None else _UNRANKED, default=None
+        )
+    while messages and messages[-1]["role"] != "assistant":
+        messages.pop()
+    if not messages:
+        raise BadRow("no assistant turn to learn from in the tree")
+    return _read_messages({"messages": messages})
+
+
+def split_transcript(text: str) -> list[dict[str, str]]:
+    r"""Split a transcript of `\n\nHuman: …\n\nAssistant: …` into messages.
+
+    A turn starts at the name of whoever does not speak already, behind an empty line; the same words anywhere else
+    belong to what is said.
+
+    Raises:
+        BadRow: when it does not start with a turn.
+    """
+    starts: list[re.Match[str]] = []
+    for match in _TURN.finditer(text):
+        if not starts or match.group(1) != starts[-1].group(1):
+            starts.append(match)
+    if not starts or text[: starts[0].start()].strip():
+        raise BadRow("the transcript does not start with `Human:` or `Assistant:`")
+    ends = [*(match.start() for match in starts[1:]), len(text)]
+    return [
+        {"role": _SPEAKERS[match.group(1).lower()], "content": text[match.end() : end].strip()}
+        for match, end in zip(starts, ends, strict=True)
+    ]
+
+
+_TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
+_UNRANKED = 1_000_000
+_SPEAKERS = {
+    "human": "user", "user": "user", "prompter": "user",
+    "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant", "model": "assistant",
+    "system": "system", "tool": "tool",
+}  # fmt: skip
+"""Who speaks, in the words of each layout."""
+
 LAYOUTS: tuple[Layout, ...] = (
     Layout("prompt/completion", frozenset({"prompt", "completion"}), _read_prompt_completion),
     Layout("messages", frozenset({"messages"}), _read_messages),
     Layout("Alpaca", frozenset({"instruction", "output"}), _read_alpaca),
+    Layout("Dolly", frozenset({"instruction", "response"}), _read_dolly),
+    Layout("ShareGPT", frozenset({"conversations"}), _read_sharegpt),
+    Layout("OpenAssistant trees, best replies", frozenset({"message_tree_id", "prompt"}), _read_tree),
+    Layout("HH-RLHF transcripts, the chosen", frozenset({"chosen", "rejected"}), _read_transcript),
     Layout("text", frozenset({"text"}), _read_text),
 )
 """In the order they are tried: a row with `messages` and `text` is a conversation."""

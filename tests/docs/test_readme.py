@@ -44,8 +44,8 @@ def test_the_shown_error_is_the_one_given(rlhf: Callable[..., Any], tmp_path: Pa
 
 
 def test_the_rows_shown_train(rlhf: Callable[..., Any], write_recipe: Callable[..., Path], tmp_path: Path) -> None:
-    rows = re.findall(r"^\| [\w ,]+ \| `(\{.*\})` \|$", README, re.MULTILINE)
-    assert len(rows) == 5
+    rows = re.findall(r"^\| [\w ,-]+ \| `(\{.*\})` \|$", README, re.MULTILINE)
+    assert len(rows) == 8
     for number, row in enumerate(rows):
         (tmp_path / f"{number}.jsonl").write_text(row + "\n")
         recipe = write_recipe(dataset_name=f"{number}.jsonl", max_steps=1, output_dir=f"run-{number}")

@@ -162,7 +162,7 @@ def test_schema_search_puts_names_first(rlhf: Callable[..., Any]) -> None:
 def test_check_data_shows_what_carries_loss(rlhf: Callable[..., Any], write_recipe: Callable[..., Path]) -> None:
     done = rlhf("check", str(write_recipe()), "--method", "sft", "--data")
     assert done.code == 0, done.err
-    assert "40 rows as Alpaca" in done.out
+    assert "40 rows as Alpaca" in done.err
     assert "⟦" in done.out
     answer = done.out[done.out.index("⟦") + 1 : done.out.rindex("⟧")].split("⟧:")[-1].rpartition("⟦")[2]
     assert answer.endswith("<|end|>")

@@ -14,7 +14,7 @@ import pytest
 
 from rlhf_cli.errors import DataError
 from rlhf_cli.files import BadLine, find_files, read_rows
-from rlhf_cli.rows import BadRow, find_layout
+from rlhf_cli.rows import BadRow, find_layout, split_transcript
 
 ROWS = [{"prompt": "2+2?", "completion": "4"}, {"prompt": "ünï — 7", "completion": "a\nb"}]
 
@@ -100,6 +100,57 @@ def test_layouts(row: dict[str, Any], layout: str, read: dict[str, Any]) -> None
     found = find_layout(row, where="file")
     assert found.name == layout
     assert found.read(row) == read
+
+
+def test_dolly_is_alpaca_under_other_names() -> None:
+    row = {"instruction": "Add", "context": "2+2", "response": "4", "category": "math"}
+    layout = find_layout(row, where="file")
+    assert layout.name == "Dolly"
+    assert layout.read(row)["prompt"] == [{"role": "user", "content": "Add\n\n2+2"}]
+
+
+def test_sharegpt_turns_become_messages() -> None:
+    turns = [{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "4"}]
+    row = {"id": "x", "system": "Add.", "conversations": turns}
+    messages = find_layout(row, where="file").read(row)["messages"]
+    assert messages == [{"role": "system", "content": "Add."}, USER, ANSWER]
+    with pytest.raises(BadRow, match=r"`conversations\[0\]` is from 'alien'"):
+        find_layout(row, where="file").read({"conversations": [{"from": "alien", "value": "x"}]})
+
+
+@pytest.mark.parametrize(
+    ("text", "turns"),
+    [
+        ("\n\nHuman: a\n\nAssistant: b", ["a", "b"]),
+        ("\n\nHuman: a\n\nb\n\nAssistant: c\n\nHuman: d\n\nAssistant: e", ["a\n\nb", "c", "d", "e"]),
+        ('Human: a\n\nAssistant: They say "Human: hi" and\nHuman: bye', ["a", 'They say "Human: hi" and\nHuman: bye']),
+        ("\n\nHuman: a\n\nHuman: b\n\nAssistant: c", ["a\n\nHuman: b", "c"]),
+    ],
+)
+def test_transcripts_are_split_where_a_turn_really_starts(text: str, turns: list[str]) -> None:
+    messages = split_transcript(text)
+    assert [message["content"] for message in messages] == turns
+    assert [message["role"] for message in messages] == ["user", "assistant", "user", "assistant"][: len(turns)]
+
+
+def test_a_transcript_without_turns_is_bad() -> None:
+    row = {"chosen": "Just a text. Assistant: no", "rejected": "x"}
+    with pytest.raises(BadRow, match="does not start with"):
+        find_layout(row, where="file").read(row)
+
+
+def test_a_tree_gives_the_conversation_along_its_best_replies() -> None:
+    def node(text: str, role: str, rank: int | None = None, *replies: dict[str, Any], **more: Any) -> dict[str, Any]:
+        return {"text": text, "role": role, "rank": rank, "replies": list(replies), **more}
+
+    best = node("4", "assistant", 0, node("And 3+3?", "prompter", None, node("6", "assistant")), node("x", "prompter"))
+    gone = node("none", "assistant", -1, deleted=True)
+    tree = {"message_tree_id": "t", "prompt": node("2+2?", "prompter", None, node("5", "assistant", 1), best, gone)}
+    row = find_layout(tree, where="file").read(tree)
+    assert [message["content"] for message in row["messages"]] == ["2+2?", "4", "And 3+3?", "6"]
+    unanswered = {"message_tree_id": "t", "prompt": node("2+2?", "prompter")}
+    with pytest.raises(BadRow, match="no assistant turn"):
+        find_layout(unanswered, where="file").read(unanswered)
 
 
 def test_the_text_column_can_have_another_name() -> None:
