@@ -100,8 +100,12 @@ class RunDir:
 
     def checkpoints(self) -> list[Path]:
         """Checkpoint folders, newest first."""
-        found = [path for path in self.path.glob("checkpoint-*") if path.is_dir() and _step(path) is not None]
-        return sorted(found, key=lambda path: _step(path) or 0, reverse=True)
+        found = [
+            path
+            for path in self.path.glob("checkpoint-*")
+            if path.is_dir() and path.name.removeprefix("checkpoint-").isdigit()
+        ]
+        return sorted(found, key=step_of, reverse=True)
 
     def newest_checkpoint(self) -> Path | None:
         """The newest checkpoint that can be resumed from; incomplete ones are set aside.
@@ -253,6 +257,11 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def step_of(checkpoint: Path) -> int:
+    """The step after which a checkpoint was written."""
+    return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
 def text_hash(text: str) -> str:
     """SHA-256 of a text, in hex."""
     return hashlib.sha256(text.encode()).hexdigest()
@@ -271,11 +280,6 @@ def write_text(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     draft.replace(path)
-
-
-def _step(checkpoint: Path) -> int | None:
-    suffix = checkpoint.name.removeprefix("checkpoint-")
-    return int(suffix) if suffix.isdigit() else None
 
 
 def _free_name(path: Path) -> Path:

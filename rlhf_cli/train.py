@@ -12,7 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from transformers import PrinterCallback, ProgressCallback, Trainer
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 
 from rlhf_cli.card import write_card
 from rlhf_cli.checkpoints import CompleteCheckpoints, StopOnSignal
@@ -24,7 +25,7 @@ from rlhf_cli.plan import Plan
 from rlhf_cli.prepare import Prepared, prepare
 from rlhf_cli.progress import Watch
 from rlhf_cli.recipe import Recipe
-from rlhf_cli.run_dir import RunDir, create_run_dir, refuse_changes, text_hash
+from rlhf_cli.run_dir import RunDir, create_run_dir, refuse_changes, step_of, text_hash
 from rlhf_cli.terminal import say, width
 
 
@@ -59,7 +60,10 @@ def train(recipe: Recipe, method: Method, *, resume: bool = False, overwrite: bo
         with _recorded(run, prepared), quietly():
             policy = load_policy(recipe, plan, material.source, material.tokenizer)
             trainer = _build_trainer(method, prepared, policy, stop)
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            if checkpoint is not None and step_of(checkpoint) >= plan.steps:
+                _restore(trainer, checkpoint)
+            else:
+                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             if stop.signum is not None and trainer.state.global_step < plan.steps:
                 raise _stopped(stop.signum, run, trainer.state.global_step, plan.steps)
             _save(trainer, prepared)
@@ -81,9 +85,8 @@ def _resume_point(prepared: Prepared) -> Path | None:
             hint="put the old data back, or train anew with another output_dir",
         )
     checkpoint = run.newest_checkpoint()
-    step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
     if is_first_process():
-        run.cut_metrics(step)
+        run.cut_metrics(step_of(checkpoint) if checkpoint else 0)
     say(f"resuming from {checkpoint}" if checkpoint else "no complete checkpoint: starting from the beginning")
     return checkpoint
 
@@ -118,6 +121,18 @@ def _build_trainer(method: Method, prepared: Prepared, policy: Policy, stop: Sto
     return trainer
 
 
+def _restore(trainer: Trainer, checkpoint: Path) -> None:
+    """Take up a run whose last step is trained but whose model was not saved.
+
+    `train(resume_from_checkpoint=…)` would train one step more: it asks whether it is done only after a step.
+    """
+    trainer._load_from_checkpoint(str(checkpoint))
+    trainer.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+    trainer.state.is_world_process_zero = trainer.is_world_process_zero()
+    if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint is not None:
+        trainer._load_best_model()
+
+
 def _save(trainer: Trainer, prepared: Prepared) -> None:
     """Write the model, evaluate a last time, and leave state, results and card under the names HF gives them."""
     trainer.save_model()
@@ -126,7 +141,9 @@ def _save(trainer: Trainer, prepared: Prepared) -> None:
     trainer.save_metrics("train", {key: value for key, value in summary.items() if key != "step"})
     results: dict[str, Any] = {}
     if prepared.material.test is not None:
-        done = [entry for entry in history if entry["step"] == step and "eval_loss" in entry]
+        # An evaluation of the last step holds, unless another step's model was put in its place.
+        changed = trainer.args.load_best_model_at_end
+        done = [entry for entry in history if entry["step"] == step and "eval_loss" in entry and not changed]
         results = {key: value for key, value in (done[-1] if done else trainer.evaluate()).items() if key != "step"}
         trainer.save_metrics("eval", results)
     trainer.save_state()

@@ -65,3 +65,25 @@ def test_killed_runs_resume_to_the_same_bits(
         assert resumed.code == 0, resumed.err
         assert weights(tmp_path / output) == weights(tmp_path / "whole"), f"{way}, attempt {attempt}:\n{resumed.err}"
         assert losses(tmp_path / output) == losses(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_run_killed_while_it_saves_its_model_trains_no_step_more(
+    way: str, rlhf: Callable[..., Any], write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    recipe = write_recipe(max_steps=STEPS, save_steps=1, save_total_limit=2, **WAYS[way])
+    assert rlhf("sft", str(recipe)).code == 0
+    run = tmp_path / "run"
+    before, results = weights(run), (run / "all_results.json").read_text()
+    for file in (*run.glob("*.safetensors"), *run.glob("*_results.json"), run / "trainer_state.json"):
+        file.unlink()
+    record = json.loads((run / "rlhf/run.json").read_text())
+    (run / "rlhf/run.json").write_text(json.dumps({**record, "status": "running", "steps_done": None}))
+    resumed = rlhf("sft", str(recipe), "--resume")
+    assert resumed.code == 0, resumed.err
+    assert weights(run) == before
+    assert [step for step, _ in losses(run)] == list(range(1, STEPS + 1))
+    assert json.loads((run / "trainer_state.json").read_text())["global_step"] == STEPS
+    if "test_split_size" in WAYS[way]:
+        again = json.loads((run / "all_results.json").read_text())
+        assert again["eval_loss"] == json.loads(results)["eval_loss"]

@@ -184,6 +184,22 @@ def test_a_token_is_not_written_down(
     assert "hf_" not in outcome.err + outcome.out
 
 
+def test_the_results_are_those_of_the_model_that_is_saved(
+    rlhf: Callable[..., Any], write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Training that soon diverges: the best checkpoint is an early one, and its loss is what is reported."""
+    recipe = write_recipe(
+        test_split_size=0.2, eval_strategy="steps", eval_steps=1, save_steps=1, max_steps=6, learning_rate=0.3,
+        warmup_steps=4, load_best_model_at_end=True, metric_for_best_model="eval_loss", greater_is_better=False,
+    )  # fmt: skip
+    outcome = rlhf("sft", str(recipe))
+    assert outcome.code == 0, outcome.err
+    losses = [record["eval_loss"] for record in metrics(tmp_path / "run") if "eval_loss" in record][:6]
+    assert losses[-1] > min(losses)
+    reported = json.loads((tmp_path / "run/eval_results.json").read_text())["eval_loss"]
+    assert reported == pytest.approx(min(losses), rel=1e-6)
+
+
 # --- stopping and going on --------------------------------------------------------------------------------------
 
 
