@@ -172,8 +172,11 @@ def check(
         list[str], typer.Argument(help="Recipe files.", metavar="FILE…", autocompletion=_complete_recipe)
     ],
     method: Annotated[str | None, typer.Option(help="The method, where a recipe does not state it.")] = None,
+    rows: Annotated[
+        bool, typer.Option("--rows", help="Read every row too: duplicates, leaks, lengths; needs no model.")
+    ] = False,
     data: Annotated[
-        bool, typer.Option("--data", help="Read and check every row too, and show one as the model sees it.")
+        bool, typer.Option("--data", help="The same, and their tokens, with one row as the model sees it.")
     ] = False,
     resolved: Annotated[bool, typer.Option("--resolved", help="Show every value and the line it comes from.")] = False,
     form: Annotated[str, typer.Option("--format", help="human, json or github.")] = "human",
@@ -183,23 +186,26 @@ def check(
         raise RecipeError(f"--format cannot be {form}", hint="one of human, json, github")
     if method is not None and method not in method_names():
         raise RecipeError(f"unknown method `{method}`", hint=f"one of {', '.join(method_names())}")
-    outcomes = [_check_one(name, method, data=data, resolved=resolved, form=form) for name in recipes]
+    depth = "tokens" if data else "rows" if rows else None
+    outcomes = [_check_one(name, method, depth=depth, resolved=resolved, form=form) for name in recipes]
     worst = max(code for _, code in outcomes)
     if form == "json":
         typer.echo(json.dumps({"ok": worst == 0, "recipes": [outcome for outcome, _ in outcomes]}, ensure_ascii=False))
     raise typer.Exit(worst)
 
 
-def _check_one(name: str, method: str | None, *, data: bool, resolved: bool, form: str) -> tuple[dict[str, Any], int]:
+def _check_one(
+    name: str, method: str | None, *, depth: str | None, resolved: bool, form: str
+) -> tuple[dict[str, Any], int]:
     """Check one recipe and show it; its outcome as JSON, and its exit code."""
     recipe, hint, code = None, None, 0
     outcome: dict[str, Any] = {"file": name}
     try:
         recipe = read_recipe(Path(name), method=method)
         problems = recipe.warnings
-        if data:
+        if depth:
             apply_environment(recipe)
-            outcome["data"] = _check_data(recipe, show=form == "human")
+            outcome["data"] = _inspect(recipe, tokens=depth == "tokens", show=form == "human")
     except UserError as error:
         problems, hint, code = error.problems, error.hint, error.exit_code
     if form == "human":
@@ -220,14 +226,24 @@ def _show_check(name: str, recipe: Recipe | None, problems: Sequence[Problem], h
         say(f"{paint('ok', 'good')} {name}: {recipe.method}, {len(recipe.values)} keys")
 
 
-def _check_data(recipe: Recipe, *, show: bool) -> dict[str, Any]:
-    from rlhf_cli.findings import inspect_data
+def _inspect(recipe: Recipe, *, tokens: bool, show: bool) -> dict[str, Any]:
+    """Read every row, and with `tokens` turn it into tokens; show what was found."""
+    from rlhf_cli.survey import survey_rows
 
     method = next(method for method in METHODS if method.command == recipe.method)
-    findings = inspect_data(recipe, method)
+    survey = survey_rows(recipe, method.rows)
     if show:
-        typer.echo(findings.as_text())
-    return findings.as_json()
+        typer.echo(survey.as_text())
+    if survey.stops_a_run:
+        raise survey.tally.error()
+    if not tokens:
+        return survey.as_json()
+    from rlhf_cli.findings import inspect_tokens
+
+    findings = inspect_tokens(recipe, method)
+    if show:
+        typer.echo(f"\n{findings.as_text()}")
+    return {**survey.as_json(), "tokens": findings.as_json()}
 
 
 def _resolved_text(recipe: Recipe) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import io
 import json
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -50,13 +52,28 @@ def find_files(path: Path, split: str, *, first: bool) -> list[Path]:
                 where=str(path),
                 hint=f"one of {', '.join(READABLE)}",
             )
-        return [path] if first else []
+        if not first:
+            raise _no_split(path, split, [])
+        return [path]
     below = sorted(file for file in path.rglob("*") if file.is_file() and is_data_file(file))
     if not below:
         raise DataError("the folder holds no data files", where=str(path), hint=f"one of {', '.join(READABLE)}")
     named = [file for file in below if _belongs(file, path, split)]
-    splits_are_named = any(_belongs(file, path, name) for file in below for name in ("train", "test", "validation"))
-    return named if named or splits_are_named or not first else below
+    splits = [name for name in ("train", "validation", "test") if any(_belongs(file, path, name) for file in below)]
+    if not named and first and not splits:
+        return below
+    if not named:
+        raise _no_split(path, split, splits)
+    return named
+
+
+def _no_split(path: Path, split: str, there: list[str]) -> DataError:
+    has = f"there is {', '.join(there)}; " if there else ""
+    return DataError(
+        f"there is no `{split}` split",
+        where=str(path),
+        hint=f"{has}name a folder with train and test files, or hold rows out with `test_split_size: 0.1`",
+    )
 
 
 def _belongs(file: Path, folder: Path, split: str) -> bool:
@@ -72,14 +89,17 @@ def read_rows(path: Path) -> Iterator[Raw]:
         DataError: when the file as a whole cannot be read or is empty.
     """
     readers = {".jsonl": _read_json, ".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet}
+    suffix = _suffix(path)
     count = 0
     try:
-        for raw in readers[_suffix(path)](path):
+        if suffix != ".parquet":
+            _refuse_other_format(path, suffix)
+        for raw in readers[suffix](path):
             count += 1
             yield raw
     except UnicodeDecodeError as error:
-        raise DataError(f"not UTF-8 text: {error.reason} at byte {error.start}", where=str(path)) from None
-    except (OSError, EOFError) as error:
+        raise _not_utf8(path, error) from None
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"cannot read the file: {error}", where=str(path)) from None
     if count == 0:
         raise DataError("the file holds no rows", where=str(path))
@@ -90,43 +110,91 @@ def _suffix(path: Path) -> str:
     return Path(name).suffix
 
 
-def _open_text(path: Path) -> IO[str]:
+def _open(path: Path) -> IO[bytes]:
     if path.name.lower().endswith(".gz"):
-        return io.TextIOWrapper(gzip.open(path, "rb"), encoding="utf-8-sig", newline="")
-    return path.open(encoding="utf-8-sig", newline="")
+        return gzip.open(path, "rb")  # type: ignore[return-value]
+    return path.open("rb")
+
+
+def _refuse_other_format(path: Path, suffix: str) -> None:
+    """Refuse a file that is named as what it is not, by the way it starts."""
+    with _open(path) as file:
+        start = file.read(4096)
+    for magic, name in _MAGIC.items():
+        if start.startswith(magic):
+            raise DataError(f"this is a {name} file", where=str(path), hint=f"name it like one, or convert it: {name}")
+    first = start.removeprefix(codecs.BOM_UTF8).lstrip().split(b"\n")[0].decode("utf-8", errors="replace")
+    if suffix == ".csv" and first.startswith(('{"', "[{")):
+        raise DataError("this is JSON, not CSV", where=str(path), hint="name the file .jsonl")
+    if suffix in (".jsonl", ".json") and first and first[0] not in '{["-0123456789tfn':
+        hint = "a table with commas is named .csv" if "," in first else None
+        raise DataError(f"this is not JSON: it starts with {first[:40]!r}", where=str(path), hint=hint)
+
+
+_MAGIC = {
+    b"\x1f\x8b": "gzip (.gz)", b"PAR1": "Parquet (.parquet)", b"PK\x03\x04": "zip",
+    codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16",
+}  # fmt: skip
+"""How files start that are no UTF-8 text."""
+
+
+def _not_utf8(path: Path, error: UnicodeDecodeError) -> DataError:
+    """Name the first line that is not UTF-8; the decoder itself only knows its place in a buffer."""
+    with _open(path) as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError as at:
+                byte = f"byte {line[at.start]:#04x} at column {at.start + 1}"
+                return DataError(f"not UTF-8 text: {byte}", where=f"{path}:{number}", hint=_ENCODING_HINT)
+    return DataError(f"not UTF-8 text: {error.reason}", where=str(path), hint=_ENCODING_HINT)
+
+
+_ENCODING_HINT = "convert it, such as `iconv -f latin1 -t utf-8 OLD > NEW`"
+
+
+def _open_text(path: Path) -> IO[str]:
+    return io.TextIOWrapper(_open(path), encoding="utf-8-sig", newline="")
 
 
 def _read_json(path: Path) -> Iterator[Raw]:
     """JSON lines, or one JSON array: both are found under either name."""
-    with _open_text(path) as file:
-        start = ""
-        while not start.strip() and (character := file.read(1)):
-            start += character
-        if start.strip() == "[":
-            yield from _read_array(path, start + file.read())
+    with _open(path) as file:
+        start = file.read(3).removeprefix(codecs.BOM_UTF8)
+        while not start.strip() and (byte := file.read(1)):
+            start += byte
+        if start.strip().startswith(b"["):
+            yield from _read_array(path, (start + file.read()).decode("utf-8"))
         else:
             yield from _read_lines(path, start, file)
 
 
-def _read_lines(path: Path, start: str, file: IO[str]) -> Iterator[Raw]:
-    line_number = 1 + start.count("\n")
-    first_line = start.rsplit("\n", 1)[-1] + file.readline()
-    yield from _read_line(path, line_number, first_line)
-    for number, line in enumerate(file, line_number + 1):
+def _read_lines(path: Path, start: bytes, file: IO[bytes]) -> Iterator[Raw]:
+    """Lines are decoded one by one, so that a line in another encoding spoils itself alone."""
+    begun = start.split(b"\n")
+    yield from _read_line(path, len(begun), begun[-1] + file.readline())
+    for number, line in enumerate(file, len(begun) + 1):
         yield from _read_line(path, number, line)
 
 
-def _read_line(path: Path, number: int, line: str) -> Iterator[Raw]:
-    line = line.rstrip("\r\n")
+def _read_line(path: Path, number: int, line: bytes) -> Iterator[Raw]:
+    line = line.rstrip(b"\r\n")
     if not line.strip():
         return
     where = f"{path}:{number}"
     try:
-        row = json.loads(line)
+        row = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        byte = f"byte {line[error.start]:#04x} at column {error.start + 1}"
+        yield where, BadLine(f"not UTF-8 text: {byte}; {_ENCODING_HINT}")
+        return
     except json.JSONDecodeError as error:
-        at_end = error.pos >= len(line) or error.msg.startswith("Unterminated")
+        at_end = error.pos >= len(error.doc) or error.msg.startswith("Unterminated")
         ending = ", the line ends in the middle of a value" if at_end else ""
         yield where, BadLine(f"not JSON at column {error.colno}: {error.msg}{ending}")
+        return
+    except RecursionError:
+        yield where, BadLine("not a row: nested too deeply")
         return
     yield (
         where,

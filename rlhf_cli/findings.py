@@ -1,8 +1,10 @@
-"""What `check --data` finds: counts, lengths, and one row as the model will read it."""
+"""What `check --data` finds in the tokens of the rows, and one row as the model will read it."""
 
 from __future__ import annotations
 
+import re
 import statistics
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,48 +15,62 @@ from rlhf_cli.models import find_source
 from rlhf_cli.prepare import Material, gather
 from rlhf_cli.recipe import Recipe
 from rlhf_cli.render import IGNORED_LABEL
+from rlhf_cli.rows import row_text
+from rlhf_cli.survey import Finding, draw_histogram, histogram, list_findings
 from rlhf_cli.terminal import paint, printable
 
 
 @dataclass(frozen=True)
-class Findings:
-    """The data of a recipe, described."""
+class TokenFindings:
+    """What a tokenizer makes of the rows."""
 
-    sources: list[dict[str, Any]]
     counts: dict[str, dict[str, int]]
     """By split."""
-    lengths: dict[str, float]
-    """Tokens a training row: median, 95th percentile, longest."""
+    lengths: list[int]
+    """Tokens of each training row."""
     max_length: int | None
     template: str
     """Whose chat template renders the rows, and how the loss mask is found."""
+    findings: list[Finding]
     example: list[tuple[str, bool]]
     """The first row in pieces: text, and whether it carries loss."""
 
     def as_json(self) -> dict[str, Any]:
-        """The findings as a JSON object."""
-        return asdict(self)
+        """The numbers as a JSON object."""
+        return {
+            "counts": self.counts,
+            "lengths": histogram(self.lengths),
+            "longest": max(self.lengths),
+            "median": statistics.median(self.lengths),
+            "max_length": self.max_length,
+            "template": self.template,
+            "findings": [asdict(finding) for finding in self.findings],
+            "example": self.example,
+        }
 
     def as_text(self) -> str:
-        """The findings as they are shown to a person."""
+        """The numbers as they are shown to a person."""
         train = self.counts["train"]
-        lines = [
+        splits = [
             f"{split:<9} {c['read']:,} rows: {c['used']:,} used, {c['bad']} bad, {c['masked']} without loss"
             for split, c in self.counts.items()
         ]
-        lines.append(f"template  {self.template}")
-        lines.append("tokens    " + ", ".join(f"{name} {value:,.0f}" for name, value in self.lengths.items()))
         share = train["truncated"] / max(1, train["used"])
-        lines.append(
-            f"truncated {train['truncated']:,} rows ({share:.1%}) are longer than max_length {self.max_length}"
-        )
-        lines.append(f"loss      {train['loss_tokens']:,} of {train['tokens']:,} tokens")
+        lines = [
+            *draw_histogram(self.lengths, "tokens"),
+            f"longest   {max(self.lengths):,} tokens, median {statistics.median(self.lengths):,.0f}",
+            f"truncated {train['truncated']:,} rows ({share:.1%}) are longer than max_length {self.max_length}",
+            *splits,
+            f"loss      {train['loss_tokens']:,} of {train['tokens']:,} tokens",
+            f"template  {self.template}",
+        ]
         shown = "".join(_show_piece(text, loss) for text, loss in self.example)
-        return "\n".join([*lines, "", "the first row, ⟦what carries loss⟧:", shown])
+        parts = ["\n".join(lines), list_findings(self.findings), f"the first row, ⟦what carries loss⟧:\n{shown}"]
+        return "\n\n".join(parts)
 
 
-def inspect_data(recipe: Recipe, method: Method) -> Findings:
-    """Read every row of a recipe and describe what the model will see.
+def inspect_tokens(recipe: Recipe, method: Method) -> TokenFindings:
+    """Turn every row of a recipe into tokens and describe what the model will see.
 
     Raises:
         UserError: when rows or model folder are unusable.
@@ -64,19 +80,43 @@ def inspect_data(recipe: Recipe, method: Method) -> Findings:
     splits: dict[str, Encoded] = {"train": material.train}
     if material.test:
         splits["test"] = material.test
-    lengths = sorted(material.train.lengths)
-    return Findings(
-        sources=material.rows.sources,
+    return TokenFindings(
         counts={name: asdict(split.counts) for name, split in splits.items()},
-        lengths={
-            "median": statistics.median(lengths),
-            "95th percentile": lengths[int(0.95 * (len(lengths) - 1))],
-            "longest": lengths[-1],
-        },
+        lengths=material.train.lengths,
         max_length=recipe["max_length"],
         template=_describe_template(material, recipe),
+        findings=list(_find(material)),
         example=_pieces(material, recipe["max_length"]),
     )
+
+
+def _find(material: Material) -> Iterator[Finding]:
+    """What is odd about the tokenizer, or about the text it is given."""
+    tokenizer, rows = material.tokenizer, material.rows.train
+    train = material.train.counts
+    if train.masked:
+        advice = "TRL drops them: the prompt fills `max_length`; raise it, or shorten the prompts"
+        yield Finding("rows without loss", train.masked, [], advice)
+    if train.truncated:
+        yield Finding("truncated rows", train.truncated, [], "they lose their end; raise `max_length`, or split them")
+    if tokenizer.pad_token_id == tokenizer.eos_token_id:
+        advice = f"both are `{tokenizer.eos_token}`; harmless here, where padding is masked by its place"
+        yield Finding("tokenizer with pad = eos", 1, [], advice)
+    opens = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id] and tokenizer.bos_token_id is not None
+    first = material.train.dataset[0]["input_ids"]
+    starts = [token == tokenizer.bos_token_id for token in first[:2]]
+    if opens and not starts[0]:
+        yield Finding("missing BOS", 1, [], f"texts open with `{tokenizer.bos_token}`, the chat template does not")
+    if tokenizer.bos_token_id is not None and tokenizer.bos_token_id != tokenizer.eos_token_id and starts == [True] * 2:
+        yield Finding("doubled BOS", 1, [], f"the chat template writes `{tokenizer.bos_token}` a second time")
+    special = re.compile("|".join(re.escape(token) for token in tokenizer.all_special_tokens if token))
+    inside = sum(bool(special.search(row_text(example["row"]))) for example in rows)
+    if inside:
+        yield Finding("rows that spell a special token", inside, [], "it is read as the token itself; remove it")
+    if tokenizer.unk_token_id is not None and tokenizer.unk_token_id != tokenizer.eos_token_id:
+        unknown = sum(tokenizer.unk_token_id in example["input_ids"] for example in material.train.dataset)
+        if unknown:
+            yield Finding("rows with unknown tokens", unknown, [], "the tokenizer has no token for some characters")
 
 
 def _describe_template(material: Material, recipe: Recipe) -> str:

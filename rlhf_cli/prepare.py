@@ -16,7 +16,7 @@ from rlhf_cli.plan import Plan, make_plan
 from rlhf_cli.recipe import Recipe
 from rlhf_cli.render import Renderer, make_renderer
 from rlhf_cli.run_dir import RunDir, refuse_unusable
-from rlhf_cli.terminal import say
+from rlhf_cli.terminal import printable, say
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,9 @@ def prepare(recipe: Recipe, method: Method, *, resume: bool = False, overwrite: 
 def gather(recipe: Recipe, method: Method, source: Source) -> Material:
     """Read every row and turn it into tokens."""
     tokenizer, own_template = load_tokenizer(recipe, source)
-    rows = load_rows(recipe)
+    rows = load_rows(recipe, method.rows)
     for read in rows.sources:
-        say(f"{read['name']}: {read['rows']:,} rows as {read['layout']}")
+        say(f"{printable(read['name'])}: {read['rows']:,} rows as {read['layout']}")
 
     def setting(key: str) -> Any:
         return recipe[key] if key in recipe else method.defaults.get(key, recipe[key])

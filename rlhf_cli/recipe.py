@@ -372,7 +372,9 @@ def _explain(error: Any) -> tuple[str, str | None]:
         choices = error.validator_value if error.validator == "enum" else [error.validator_value]
         words = [json.dumps(choice).strip('"') for choice in choices]
         near = _did_you_mean(str(error.instance), words)
-        return f"`{name}` cannot be {got}", near or f"one of {', '.join(words)}"
+        is_key = "propertyNames" in error.absolute_schema_path
+        what = f"`{name}` has no key {got}" if is_key else f"`{name}` cannot be {got}"
+        return what, near or f"one of {', '.join(words)}"
     if error.validator == "required":
         return f"`{name}` lacks a key: {error.message}", None
     if error.validator == "additionalProperties":

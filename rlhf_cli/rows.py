@@ -1,129 +1,175 @@
-"""The shapes a data row may have, and public layouts into them.
+"""The shapes a data row may have, and what makes a row usable.
 
-A row comes out as one of four shapes, named as TRL names them:
+A row comes out as one of these shapes, named as TRL names them. A demonstration shows how to answer:
 
 text           {"text": str}
 messages       {"messages": [message, …]}
 prompt/completion, standard          {"prompt": str, "completion": str}
 prompt/completion, conversational    {"prompt": [message, …], "completion": [message, …]}
 
-A message is {"role": …, "content": …}; `tools` and `chat_template_kwargs` may stand beside any conversational shape.
+A preference compares two answers to one prompt:
+
+standard          {"prompt": str, "chosen": str, "rejected": str}
+conversational    {"prompt": [message, …], "chosen": [message, …], "rejected": [message, …]}
+
+A message is {"role": …, "content": …}; `tools` and `chat_template_kwargs` may stand beside any conversational shape,
+and `margin`, how much better the chosen answer is, beside a preference.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
-from rlhf_cli.errors import DataError
-
 Row = dict[str, Any]
+Messages = list[dict[str, Any]]
 
+DEMONSTRATION = "demonstration"
+PREFERENCE = "preference"
 ROLES = ("system", "developer", "user", "assistant", "tool")
 KEPT_BESIDE = ("tools", "chat_template_kwargs")
+_SPEAKERS = {
+    **{role: role for role in ROLES},
+    "human": "user", "prompter": "user", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant",
+}  # fmt: skip
+"""Who speaks, in the words of each layout."""
+_TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 
 
 class BadRow(ValueError):
     """A row that cannot be used; the text says why."""
 
 
-@dataclass(frozen=True)
-class Layout:
-    """One way to lay out a row: the columns that reveal it, and how to read it."""
+def text_of(row: Mapping[str, Any], column: str) -> str:
+    """The text of a column.
 
-    name: str
-    columns: frozenset[str]
-    """All of these are there."""
-    read: Callable[[Mapping[str, Any]], Row]
-    """A raw row into one of the four shapes; raises BadRow."""
-
-
-def _read_text(row: Mapping[str, Any], column: str = "text") -> Row:
-    return {"text": _text(row, column)}
-
-
-def _read_messages(row: Mapping[str, Any]) -> Row:
-    messages = _messages(row["messages"], "messages")
-    if not any(message["role"] == "assistant" for message in messages):
-        raise BadRow("no assistant turn to learn from in `messages`")
-    return {"messages": messages, **_beside(row)}
+    Raises:
+        BadRow: when it is missing, empty or something else.
+    """
+    value = row.get(column)
+    if not isinstance(value, str):
+        raise BadRow(f"`{column}` must be text, got {kind_of(value)}")
+    if not value.strip():
+        raise BadRow(f"`{column}` is empty")
+    return value
 
 
-def _read_prompt_completion(row: Mapping[str, Any]) -> Row:
-    prompt, completion = row["prompt"], row["completion"]
-    if isinstance(prompt, str) and isinstance(completion, str):
-        return {"prompt": prompt, "completion": _text(row, "completion")}
-    if isinstance(prompt, str) or isinstance(completion, str):
-        raise BadRow("`prompt` and `completion` must both be text or both be lists of messages")
-    answer = _messages(completion, "completion")
-    if not any(message["role"] == "assistant" for message in answer):
-        raise BadRow("no assistant turn to learn from in `completion`")
-    return {"prompt": _messages(prompt, "prompt"), "completion": answer, **_beside(row)}
+def messages_of(value: Any, column: str, *, answered: bool = True) -> Messages:
+    """A list of messages, each with a role and content; ShareGPT's `from` and `value` mean the same.
+
+    Args:
+        value: What a row has in the column.
+        column: Its name, for the error.
+        answered: Whether an assistant's turn must be among them.
+
+    Raises:
+        BadRow: when it is no such list.
+    """
+    if not isinstance(value, list) or not value:
+        raise BadRow(f"`{column}` must be a list of messages, got {kind_of(value)}")
+    messages = [_message(message, f"{column}[{index}]") for index, message in enumerate(value)]
+    if answered and not any(message["role"] == "assistant" for message in messages):
+        raise BadRow(f"no assistant turn to learn from in `{column}`")
+    return messages
 
 
-def _read_alpaca(row: Mapping[str, Any]) -> Row:
-    """Alpaca's instruction, optional input, output (github.com/tatsu-lab/stanford_alpaca)."""
-    question = _text(row, "instruction")
-    context = row.get("input")
-    if context is not None and not isinstance(context, str):
-        raise BadRow(f"`input` must be text, got {type(context).__name__}")
-    if context and context.strip():
-        question = f"{question}\n\n{context}"
-    answer = _text(row, "output")
-    return {
-        "prompt": [{"role": "user", "content": question}],
-        "completion": [{"role": "assistant", "content": answer}],
-    }
+def _message(message: Any, name: str) -> dict[str, Any]:
+    if not isinstance(message, Mapping):
+        raise BadRow(f"`{name}` must be a mapping with role and content, got {kind_of(message)}")
+    if "from" in message and "role" not in message:
+        message = {"role": message["from"], "content": message.get("value")}
+    role, content = message.get("role"), message.get("content")
+    if role not in _SPEAKERS:
+        raise BadRow(f"`{name}` has the role {role!r}, which is none of {', '.join(ROLES)}")
+    # Columnar files give every message every key; what is None was not there.
+    extras = {key: item for key, item in message.items() if item is not None and key not in ("role", "content")}
+    role = _SPEAKERS[role]
+    if content is None and role == "assistant" and extras.get("tool_calls"):
+        content = ""
+    elif not isinstance(content, str):
+        raise BadRow(f"`{name}` has no text as content, got {kind_of(content)}")
+    elif not content.strip() and role in ("user", "assistant") and not extras.get("tool_calls"):
+        raise BadRow(f"`{name}` is empty")
+    return {"role": role, "content": content, **extras}
 
 
-def _read_dolly(row: Mapping[str, Any]) -> Row:
-    """Dolly's instruction, optional context, response (databricks-dolly-15k): Alpaca under other names."""
-    return _read_alpaca({"instruction": row["instruction"], "input": row.get("context"), "output": row["response"]})
+def preference(prompt: Any, chosen: Any, rejected: Any, **beside: Any) -> Row:
+    """A preference, from a prompt and two answers that are all text or all messages.
+
+    Answers that repeat the prompt, as UltraFeedback's do, lose it; without a prompt (None), it is what both share.
+
+    Raises:
+        BadRow: when one of them is unusable.
+    """
+    row: Row = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+    if beside.get("margin") is not None:
+        row["margin"] = _margin(beside["margin"])
+    if isinstance(chosen, str) and isinstance(prompt, str):
+        texts = {column: text_of(row, column) for column in ("chosen", "rejected")}
+        return {**row, **texts}
+    answers = [messages_of(row[column], column) for column in ("chosen", "rejected")]
+    if isinstance(prompt, str):
+        turns = [{"role": "user", "content": text_of(row, "prompt")}]
+    else:
+        turns = messages_of(prompt, "prompt", answered=False) if prompt is not None else []
+    if not turns:
+        shared = _shared_turns(*answers)
+        if not shared:
+            raise BadRow("`chosen` and `rejected` share no prompt")
+        turns, answers = answers[0][:shared], [answer[shared:] for answer in answers]
+    elif all(answer[: len(turns)] == turns for answer in answers):
+        answers = [answer[len(turns) :] for answer in answers]
+    for column, answer in zip(("chosen", "rejected"), answers, strict=True):
+        row[column] = messages_of(answer, column)
+    return {**row, "prompt": turns, **kept_beside(beside)}
 
 
-def _read_sharegpt(row: Mapping[str, Any]) -> Row:
-    """ShareGPT's turns of `from` and `value`."""
-    turns = row["conversations"]
-    if not isinstance(turns, list) or not all(isinstance(turn, Mapping) for turn in turns):
-        raise BadRow(f"`conversations` must be a list of turns with from and value, got {_kind(turns)}")
-    messages = []
-    for index, turn in enumerate(turns):
-        speaker = turn.get("from", turn.get("role"))
-        if speaker not in _SPEAKERS:
-            raise BadRow(f"`conversations[{index}]` is from {speaker!r}, who is none of {', '.join(_SPEAKERS)}")
-        messages.append({"role": _SPEAKERS[speaker], "content": turn.get("value", turn.get("content"))})
-    system = [{"role": "system", "content": row["system"]}] if row.get("system") else []
-    return _read_messages({"messages": [*system, *messages]})
+def _margin(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise BadRow(f"`margin` must be a number, got {kind_of(value)}")
+    return float(value)
 
 
-def _read_transcript(row: Mapping[str, Any]) -> Row:
-    """HH-RLHF's transcripts (arXiv:2204.05862): the chosen one is an example of how to answer."""
-    return _read_messages({"messages": split_transcript(_text(row, "chosen"))})
+def _shared_turns(one: Messages, other: Messages) -> int:
+    """Turns at the start that both have; the last of either is its answer, whatever it says."""
+    shared = 0
+    for a, b in zip(one[:-1], other[:-1], strict=False):
+        if a != b:
+            break
+        shared += 1
+    return shared
 
 
-def _read_tree(row: Mapping[str, Any]) -> Row:
-    """An OpenAssistant message tree (arXiv:2304.07327): the conversation along its best-ranked replies."""
-    messages: list[dict[str, Any]] = []
-    node: Any = row["prompt"]
-    while node:
-        if not isinstance(node, Mapping) or node.get("role") not in _SPEAKERS:
-            raise BadRow("`prompt` is no tree of messages with text, role and replies")
-        messages.append({"role": _SPEAKERS[node["role"]], "content": node.get("text")})
-        replies = [reply for reply in node.get("replies") or [] if not reply.get("deleted")]
-        # Where nobody ranked, the first reply; min keeps the order of equals.
-        node = min(
-            replies, key=lambda reply: reply["rank"] if reply.get("rank") is not None else _UNRANKED, default=None
-        )
-    while messages and messages[-1]["role"] != "assistant":
-        messages.pop()
-    if not messages:
-        raise BadRow("no assistant turn to learn from in the tree")
-    return _read_messages({"messages": messages})
+def kept_beside(row: Mapping[str, Any]) -> Row:
+    """What may stand beside a conversation, where the row has it."""
+    return {key: row[key] for key in KEPT_BESIDE if row.get(key) is not None}
 
 
-def split_transcript(text: str) -> list[dict[str, str]]:
+def prompt_text(row: Row) -> str:
+    """What is asked: the text of the prompt, or of the turns before the first answer, without the system's."""
+    prompt: Any = row.get("prompt", row.get("messages", ""))
+    if isinstance(prompt, str):
+        return prompt
+    texts = []
+    for message in prompt:
+        if message["role"] == "assistant" and "messages" in row:
+            break
+        if message["role"] != "system":
+            texts.append(message["content"])
+    return "\n\n".join(texts)
+
+
+def row_text(row: Row) -> str:
+    """All that is said in a row."""
+    columns = ("text", "prompt", "messages", "completion", "chosen", "rejected")
+    parts: list[Any] = [row[column] for column in columns if column in row]
+    texts = [[part] if isinstance(part, str) else [message["content"] for message in part] for part in parts]
+    return "\n".join(text for part in texts for text in part)
+
+
+def split_transcript(text: str) -> Messages:
     r"""Split a transcript of `\n\nHuman: …\n\nAssistant: …` into messages.
 
     A turn starts at the name of whoever does not speak already, behind an empty line; the same words anywhere else
@@ -145,90 +191,8 @@ def split_transcript(text: str) -> list[dict[str, str]]:
     ]
 
 
-_TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
-_UNRANKED = 1_000_000
-_SPEAKERS = {
-    "human": "user", "user": "user", "prompter": "user",
-    "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant", "model": "assistant",
-    "system": "system", "tool": "tool",
-}  # fmt: skip
-"""Who speaks, in the words of each layout."""
-
-LAYOUTS: tuple[Layout, ...] = (
-    Layout("prompt/completion", frozenset({"prompt", "completion"}), _read_prompt_completion),
-    Layout("messages", frozenset({"messages"}), _read_messages),
-    Layout("Alpaca", frozenset({"instruction", "output"}), _read_alpaca),
-    Layout("Dolly", frozenset({"instruction", "response"}), _read_dolly),
-    Layout("ShareGPT", frozenset({"conversations"}), _read_sharegpt),
-    Layout("OpenAssistant trees, best replies", frozenset({"message_tree_id", "prompt"}), _read_tree),
-    Layout("HH-RLHF transcripts, the chosen", frozenset({"chosen", "rejected"}), _read_transcript),
-    Layout("text", frozenset({"text"}), _read_text),
-)
-"""In the order they are tried: a row with `messages` and `text` is a conversation."""
-
-
-def find_layout(columns: Iterable[str], *, where: str, text_column: str = "text") -> Layout:
-    """The layout that the columns reveal.
-
-    Args:
-        columns: Names of the columns, of the first row or of the dataset.
-        where: The file, for the error.
-        text_column: The column that holds plain text (`dataset_text_field`).
-
-    Raises:
-        DataError: when no layout fits; it names the columns seen and the columns looked for.
-    """
-    seen = set(columns)
-    for layout in LAYOUTS:
-        if layout.name == "text" and text_column in seen:
-            return Layout("text", frozenset({text_column}), lambda row: _read_text(row, text_column))
-        if layout.columns <= seen:
-            return layout
-    looked_for = "; ".join(" + ".join(sorted(layout.columns)) for layout in LAYOUTS)
-    raise DataError(
-        f"no known row layout has the columns {', '.join(sorted(seen)) or '(none)'}",
-        where=where,
-        hint=f"rename the columns to one of: {looked_for}",
-    )
-
-
-def _text(row: Mapping[str, Any], column: str) -> str:
-    value = row.get(column)
-    if not isinstance(value, str):
-        raise BadRow(f"`{column}` must be text, got {_kind(value)}")
-    if not value.strip():
-        raise BadRow(f"`{column}` is empty")
-    return value
-
-
-def _messages(value: Any, column: str) -> list[dict[str, Any]]:
-    if not isinstance(value, list) or not value:
-        raise BadRow(f"`{column}` must be a list of messages, got {_kind(value)}")
-    return [_message(message, f"{column}[{index}]") for index, message in enumerate(value)]
-
-
-def _message(message: Any, name: str) -> dict[str, Any]:
-    if not isinstance(message, Mapping):
-        raise BadRow(f"`{name}` must be a mapping with role and content, got {_kind(message)}")
-    role, content = message.get("role"), message.get("content")
-    if role not in ROLES:
-        raise BadRow(f"`{name}` has the role {role!r}, which is none of {', '.join(ROLES)}")
-    # Columnar files give every message every key; what is None was not there.
-    extras = {key: item for key, item in message.items() if item is not None and key not in ("role", "content")}
-    if content is None and role == "assistant" and extras.get("tool_calls"):
-        content = ""
-    elif not isinstance(content, str):
-        raise BadRow(f"`{name}` has no text as content, got {_kind(content)}")
-    elif not content.strip() and role in ("user", "assistant") and not extras.get("tool_calls"):
-        raise BadRow(f"`{name}` is empty")
-    return {"role": role, "content": content, **extras}
-
-
-def _beside(row: Mapping[str, Any]) -> Row:
-    return {key: row[key] for key in KEPT_BESIDE if row.get(key) is not None}
-
-
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
+    """What a value is, in the words of an error message."""
     names = {type(None): "nothing", dict: "a mapping", list: "a list", str: "text", bool: "true or false"}
     if isinstance(value, (list, str)) and not value:
         return "an empty list" if isinstance(value, list) else "empty text"

@@ -20,7 +20,7 @@ def say(text: str) -> None:
 
 def say_error(text: str) -> None:
     """Write an error or a warning to stderr, its first word coloured."""
-    lines = [_paint_head(line) for line in text.splitlines()]
+    lines = [_paint_head(printable(line)) for line in text.split("\n")]
     say("\n".join(lines))
 
 

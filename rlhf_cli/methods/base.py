@@ -32,6 +32,8 @@ class Method:
     """One line of help."""
     config_classes: Callable[[], tuple[type, ...]]
     """The dataclasses whose fields are the recipe's keys. Imports TRL, so only `make schema` calls it."""
+    rows: str
+    """The kind of row it trains on, as `rows.py` names them."""
     build_trainer: Callable[[Plan, Policy, Encodings], Trainer]
     """The trainer, ready to train. The one place where a method imports TRL."""
     keys: Mapping[str, dict[str, Any]] = field(default_factory=dict)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rlhf_cli.methods.base import Method
+from rlhf_cli.rows import DEMONSTRATION
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -39,6 +40,7 @@ METHOD = Method(
     command="sft",
     summary="Supervised fine-tuning: learn to answer from examples",
     config_classes=config_classes,
+    rows=DEMONSTRATION,
     build_trainer=build_trainer,
     defaults={
         # TRL trains on every token of `messages`, the user's included.

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from rlhf_cli.layouts import COLUMNS, LAYOUTS
+
 JsonSchema = dict[str, Any]
 
 CHOICES: dict[str, list[Any]] = {
@@ -69,6 +71,20 @@ WIDER: dict[str, JsonSchema] = {
 }
 """Types that upstream declares too tightly: PEFT takes `all-linear` and regular expressions."""
 
+_COLUMNS: JsonSchema = {
+    "type": ["object", "array", "null"],
+    "propertyNames": {"enum": list(COLUMNS)},
+    "additionalProperties": {"type": "string"},
+    "items": {"type": "string"},
+    "default": None,
+    "description": "Which column is which, as `our name: theirs`; theirs may be a path such as `instances.0.output`. "
+    "In an entry of `datasets` also a list of columns to keep.",
+}
+_LAYOUT: JsonSchema = {
+    "enum": [*(layout.name for layout in LAYOUTS), None],
+    "default": None,
+    "description": "How the rows are laid out, where it should not be told by their columns.",
+}
 _MIXTURE: JsonSchema = {
     "type": "array",
     "minItems": 1,
@@ -82,7 +98,8 @@ _MIXTURE: JsonSchema = {
             "data_dir": {"type": ["string", "null"]},
             "data_files": {"type": ["string", "array", "object", "null"]},
             "split": {"type": "string"},
-            "columns": {"type": ["array", "null"], "items": {"type": "string"}},
+            "columns": _COLUMNS,
+            "layout": _LAYOUT,
             "fraction": {"type": ["number", "null"], "exclusiveMinimum": 0},
         },
     },
@@ -109,6 +126,8 @@ OWN_KEYS: dict[str, JsonSchema] = {
         "default": None,
         "description": "Jinja chat template, written into the recipe. `chat_template_path` names a file instead.",
     },
+    "columns": _COLUMNS,
+    "layout": _LAYOUT,
     "split_by": {
         "type": ["string", "null"],
         "default": None,

@@ -81,13 +81,33 @@ RECIPES: dict[str, Callable[[World], list[str]]] = {
     "unknown-override": lambda w: [*w.recipe(), "--learnin_rate", "1e-5"],
     "no-recipe": lambda w: ["sft", "--learning_rate", "1e-5"],
     "resume-and-overwrite": lambda w: [*w.recipe(), "--resume", "--overwrite"],
+    "columns-unknown": lambda w: w.recipe(columns={"promt": "frage"}),
+    "layout-unknown": lambda w: w.recipe(layout="alpacca"),
     "mixture-key": lambda w: w.recipe(dataset_name=None, datasets=[{"path": "a", "weight": 1}]),
 }
 DATA: dict[str, Callable[[World], list[str]]] = {
     "data-missing": lambda w: w.recipe(dataset_name="row.jsonl"),
     "data-empty": lambda w: w.rows(""),
     "data-truncated-line": lambda w: w.rows(GOOD, json.dumps(GOOD)[:-9]),
-    "data-wrong-columns": lambda w: w.rows({"question": "2+2?", "answer": "4"}),
+    "data-wrong-columns": lambda w: w.rows({"frage": "2+2?", "antwort": "4"}),
+    "data-mixed-types": lambda w: w.rows(GOOD, {"prompt": "3+3?", "completion": 6}, {"prompt": [], "completion": "x"}),
+    "data-mixed-layouts": lambda w: w.rows(GOOD, {"instruction": "3+3?", "output": "6"}),
+    "data-csv-named-jsonl": lambda w: w.rows("prompt,completion", "2+2?,4"),
+    "data-wrong-encoding": lambda w: (
+        (w.folder / "bad.jsonl").write_bytes(b'{"prompt": "caf\xe9"}\n'),
+        w.recipe(dataset_name="bad.jsonl"),
+    )[1],
+    "data-null-bytes": lambda w: w.rows(GOOD, json.dumps(GOOD).replace("2", "\0")),
+    "data-wrong-split": lambda w: (
+        (w.folder / "d").mkdir(),
+        (w.folder / "d/train.jsonl").touch(),
+        w.recipe(dataset_name="./d", dataset_train_split="trian"),
+    )[2],
+    "data-columns-nowhere": lambda w: w.rows(
+        {"frage": "2+2?", "antwort": "4"}, columns={"prompt": "frage", "completion": "antwurt"}
+    ),
+    "data-layout-that-does-not-fit": lambda w: w.rows(GOOD, layout="sharegpt"),
+    "data-escape-codes": lambda w: w.rows({"\x1b[2J": "x"}),
     "data-not-an-object": lambda w: w.rows(GOOD, "[1, 2]"),
     "data-array-cut-off": lambda w: w.rows('[{"prompt": "a", "completion": "b"},', name="bad.json"),
     "data-csv-short-row": lambda w: w.rows("prompt,completion", "a,b", "c", name="bad.csv"),
@@ -96,7 +116,7 @@ DATA: dict[str, Callable[[World], list[str]]] = {
     "data-folder-without-data": lambda w: ((w.folder / "d").mkdir(), w.recipe(dataset_name="./d"))[1],
     "data-no-test-split": lambda w: w.recipe(eval_strategy="steps"),
     "data-message-without-content": lambda w: w.messages({"role": "user"}, {"role": "assistant", "content": "4"}),
-    "data-unknown-role": lambda w: w.messages({"role": "human", "content": "2+2?"}),
+    "data-unknown-role": lambda w: w.messages({"role": "oracle", "content": "2+2?"}),
     "data-no-assistant-turn": lambda w: w.messages({"role": "user", "content": "2+2?"}),
     "data-column-missing-later": lambda w: w.rows(GOOD, {"prompt": "3+3?"}),
     "data-all-masked": lambda w: w.rows({"prompt": "a " * 400, "completion": "b"}),

@@ -162,14 +162,57 @@ def test_schema_search_puts_names_first(rlhf: Callable[..., Any]) -> None:
 def test_check_data_shows_what_carries_loss(rlhf: Callable[..., Any], write_recipe: Callable[..., Path]) -> None:
     done = rlhf("check", str(write_recipe()), "--method", "sft", "--data")
     assert done.code == 0, done.err
-    assert "40 rows as Alpaca" in done.err
+    assert "40 rows as alpaca" in done.out
     assert "⟦" in done.out
     answer = done.out[done.out.index("⟦") + 1 : done.out.rindex("⟧")].split("⟧:")[-1].rpartition("⟦")[2]
     assert answer.endswith("<|end|>")
     data = json.loads(rlhf("check", "recipe.yaml", "--method", "sft", "--data", "--format", "json").out)
-    found = data["recipes"][0]["data"]
+    found = data["recipes"][0]["data"]["tokens"]
     assert found["counts"]["train"]["read"] == 40
     assert "".join(text for text, _ in found["example"]).count("###") == 2
+
+
+def test_check_rows_needs_neither_model_nor_torch(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    path = write_recipe(model_name_or_path="./nowhere", test_split_size=0.1)
+    script = (
+        "import sys; from rlhf_cli import cli\n"
+        "try: cli.app(['check', sys.argv[1], '--method', 'sft', '--rows', '--format', 'json'])\n"
+        "finally: print(sorted({'torch', 'transformers', 'datasets'} & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.endswith("[]\n")
+    [outcome] = json.loads(done.stdout)["recipes"]
+    assert outcome["data"]["rows"] == {"train": 36, "test": 4}
+    assert outcome["data"]["findings"] == []
+
+
+def test_check_rows_shows_what_was_found_before_it_refuses(
+    rlhf: Callable[..., Any], write_recipe: Callable[..., Path], rows_file: Path
+) -> None:
+    lines = rows_file.read_text().splitlines()
+    rows_file.write_text("\n".join([*lines, lines[0], '{"instruction": ""}']) + "\n")
+    done = rlhf("check", str(write_recipe()), "--method", "sft", "--rows")
+    assert done.code == 4
+    assert "1 duplicate rows (" in done.out
+    assert "rows.jsonl:41)" in done.out
+    assert "rows.jsonl:42: the column output of alpaca is missing" in done.err
+
+
+def test_check_data_finds_oddities_of_tokenizer_and_text(
+    rlhf: Callable[..., Any], write_recipe: Callable[..., Path], rows_file: Path, tiny_chat: Path
+) -> None:
+    row = {"instruction": "Say <|im_end|> twice.", "output": "<|im_end|><|im_end|>"}
+    rows_file.write_text(rows_file.read_text() + json.dumps(row) + "\n")
+    recipe = write_recipe(model_name_or_path=str(tiny_chat), max_length=24)
+    done = rlhf("check", str(recipe), "--method", "sft", "--data", "--format", "json")
+    tokens = json.loads(done.out)["recipes"][0]["data"]["tokens"]
+    counts = {finding["name"]: finding["count"] for finding in tokens["findings"]}
+    assert counts["tokenizer with pad = eos"] == 1
+    assert counts["rows that spell a special token"] == 1
+    assert counts["truncated rows"] == tokens["counts"]["train"]["truncated"] > 0
 
 
 def test_doctor_names_device_and_versions(rlhf: Callable[..., Any]) -> None:

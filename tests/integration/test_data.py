@@ -12,6 +12,7 @@ import pytest
 from rlhf_cli.data import load_rows
 from rlhf_cli.errors import DataError
 from rlhf_cli.recipe import read_recipe
+from rlhf_cli.rows import DEMONSTRATION
 
 
 def write_rows(path: Path, name: str, count: int, **extra: Any) -> Path:
@@ -27,7 +28,7 @@ def load(tmp_path: Path) -> Callable[..., Any]:
         path = tmp_path / "recipe.yaml"
         keys = {"model_name_or_path": "m", **keys}
         path.write_text("".join(f"{key}: {json.dumps(value)}\n" for key, value in keys.items()))
-        return load_rows(read_recipe(path, method="sft"))
+        return load_rows(read_recipe(path, method="sft"), DEMONSTRATION)
 
     return run
 
@@ -51,6 +52,40 @@ def test_columns_of_a_mixture_choose_the_layout(load: Callable[..., Any], tmp_pa
     rows = load(datasets=[{"path": str(path), "columns": ["text"]}])
     assert [row["row"] for row in rows.train] == [{"text": "story"}] * 3
     assert rows.sources[0]["layout"] == "text"
+
+
+def test_columns_of_a_mixture_are_mapped_for_each(load: Callable[..., Any], tmp_path: Path) -> None:
+    a = tmp_path / "a.jsonl"
+    a.write_text('{"frage": "2+2?", "antwort": "4"}\n{"frage": "3+3?", "antwort": "6"}\n')
+    b = write_rows(tmp_path / "b.jsonl", "b", 1)
+    mapped = {"path": str(a), "columns": {"prompt": "frage", "completion": "antwort"}}
+    rows = load(datasets=[mapped, {"path": str(b)}])
+    assert prompts(rows.train) == ["2+2?", "3+3?", "b 0?"]
+    assert load(dataset_name=str(a), columns=mapped["columns"]).sources[0]["layout"] == "prompt-completion"
+    with pytest.raises(DataError, match="`columns` names `fragen`, which no row has") as error:
+        load(dataset_name=str(a), columns={"prompt": "fragen", "completion": "antwort"})
+    assert "there are antwort, frage" in str(error.value.hint)
+
+
+def test_the_text_column_can_have_another_name(load: Callable[..., Any], tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"story": "Once"}\n')
+    rows = load(dataset_name=str(path), dataset_text_field="story")
+    assert [row["row"] for row in rows.train] == [{"text": "Once"}]
+    with pytest.raises(DataError, match="no known layout has the columns story"):
+        load(dataset_name=str(path))
+
+
+def test_the_recipe_says_how_rows_are_laid_out(load: Callable[..., Any], tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "a.jsonl", "a", 2, text="Once")
+    assert load(dataset_name=str(path), layout="text").sources[0]["layout"] == "text"
+    assert load(datasets=[{"path": str(path), "layout": "text"}]).sources[0]["layout"] == "text"
+
+
+def test_a_slice_of_a_local_file_is_refused(load: Callable[..., Any], tmp_path: Path) -> None:
+    path = str(write_rows(tmp_path / "a.jsonl", "a", 2))
+    with pytest.raises(DataError, match="takes a slice, which works with datasets of the Hub only"):
+        load(dataset_name=path, dataset_train_split="train[:1]")
 
 
 def test_a_fraction_for_one_is_a_fraction_for_all(load: Callable[..., Any], tmp_path: Path) -> None:
@@ -89,6 +124,15 @@ def test_groups_stay_together(load: Callable[..., Any], tmp_path: Path) -> None:
     assert not groups(rows.train) & groups(rows.test)
 
 
+def test_rows_of_one_prompt_stay_together(load: Callable[..., Any], tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    rows = [{"prompt": f"{n % 5}?", "completion": f"{n}"} for n in range(20)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    loaded = load(dataset_name=str(path), test_split_size=0.4, split_by="prompt")
+    assert not set(prompts(loaded.train)) & set(prompts(loaded.test))
+    assert len(loaded.test) == 8
+
+
 @pytest.mark.parametrize("size", [20, 30])
 def test_holding_out_everything_is_refused(size: int, load: Callable[..., Any], tmp_path: Path) -> None:
     with pytest.raises(DataError, match="leaves nothing to train on"):
@@ -112,3 +156,32 @@ def test_rows_with_tools_keep_them(rlhf: Callable[..., Any], write_recipe: Calla
     (tmp_path / "tools.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     outcome = rlhf("sft", str(write_recipe(dataset_name="tools.jsonl", max_steps=1)))
     assert outcome.code == 0, outcome.err
+
+
+TURNS = [{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "4"}]
+NODE = {"lang": "en", "deleted": False, "rank": None}
+PUBLISHED: dict[str, list[dict[str, Any]]] = {
+    "dolly": [{"instruction": "Add", "context": "2+2", "response": "4", "category": "qa"}],
+    "sharegpt": [{"id": "x", "conversations": TURNS}],
+    "oasst-messages": [
+        {"message_id": "a", "parent_id": None, "role": "prompter", "text": "2+2?", **NODE},
+        {"message_id": "b", "parent_id": "a", "role": "assistant", "text": "4", **NODE},
+    ],
+    "preference": [{"chosen": "\n\nHuman: 2+2?\n\nAssistant: 4", "rejected": "\n\nHuman: 2+2?\n\nAssistant: 5"}],
+    "comparison": [{"info": {"post": "We quarrel."}, "summaries": [{"text": "A"}, {"text": "B"}], "choice": 1}],
+    "self-instruct": [{"instruction": "Add", "instances": [{"input": "2+2", "output": "4"}]}],
+    "question-answer": [{"question": "2+2?", "answer": "4"}],
+}
+
+
+@pytest.mark.parametrize("layout", PUBLISHED)
+def test_a_public_layout_trains_from_three_lines(
+    layout: str, rlhf: Callable[..., Any], tiny_base: Path, tmp_path: Path
+) -> None:
+    rows = PUBLISHED[layout]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "r.yaml").write_text(f"model_name_or_path: {tiny_base}\ndataset_name: data.jsonl\nmax_steps: 2\n")
+    done = rlhf("sft", "r.yaml", "--max_length", "64")
+    assert done.code == 0, done.err
+    assert f"data.jsonl: 1 rows as {layout}" in done.err
+    assert json.loads((tmp_path / "runs/r/trainer_state.json").read_text())["global_step"] == 2
