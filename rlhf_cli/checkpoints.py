@@ -8,11 +8,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import rotate_checkpoints
 
 from rlhf_cli.errors import Interrupted
+from rlhf_cli.machine import any_process, wait_for_all
 from rlhf_cli.run_dir import MANIFEST, write_manifest
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -54,7 +54,7 @@ class StopOnSignal(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
         """Stop when any process got a signal: all of them must write the checkpoint together."""
-        if _any_process(self.signum is not None, args.device):
+        if any_process(self.signum is not None, args.device):
             self.signum = self.signum or signal.SIGTERM
             control.should_save = True
             control.should_training_stop = True
@@ -69,7 +69,7 @@ class CompleteCheckpoints(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Declare the checkpoint of this step complete."""
-        _barrier()
+        wait_for_all()
         if not state.is_world_process_zero:
             return
         folder = str(args.output_dir)
@@ -77,16 +77,3 @@ class CompleteCheckpoints(TrainerCallback):
         if not (checkpoint / MANIFEST).exists():
             write_manifest(checkpoint)
         rotate_checkpoints(folder, save_total_limit=self.keep, best_model_checkpoint=state.best_model_checkpoint)
-
-
-def _any_process(flag: bool, device: torch.device) -> bool:
-    if not torch.distributed.is_initialized():
-        return flag
-    flags = torch.tensor([int(flag)], device=device)
-    torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)
-    return bool(flags.item())
-
-
-def _barrier() -> None:
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()

@@ -4,6 +4,7 @@ UserError
 ├── RecipeError        2   the recipe or the command line
 ├── DataError          4   the rows
 ├── EnvironmentFault   5   the machine, the disk, the hub, a missing part
+├── GuardStop          6   training went wrong, and a guard stopped it
 └── Interrupted  130 143   a signal, after a checkpoint was written
 
 Everything else is our own bug: it propagates, and the process ends with 1.
@@ -102,6 +103,12 @@ class EnvironmentFault(UserError):
     """The machine cannot do what the recipe asks: a part, a device, memory, disk or the hub is missing."""
 
     exit_code = 5
+
+
+class GuardStop(UserError):
+    """Training went wrong, and going on would only have cost more."""
+
+    exit_code = 6
 
 
 class Interrupted(UserError):

@@ -59,6 +59,21 @@ def first_process_first(machine: Machine) -> Iterator[None]:
         yield
 
 
+def any_process(flag: bool, device: torch.device) -> bool:
+    """Whether the flag is set in any process that trains; all of them must ask together."""
+    if not torch.distributed.is_initialized():
+        return flag
+    flags = torch.tensor([int(flag)], device=device)
+    torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)
+    return bool(flags.item())
+
+
+def wait_for_all() -> None:
+    """Wait until every process that trains is here."""
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+
+
 def keep_freed_memory() -> None:
     """Let glibc keep freed blocks instead of handing each back to the kernel, which zeroes it for the next step.
 
@@ -103,6 +118,7 @@ def decide(recipe: Recipe, machine: Machine, defaults: Mapping[str, Any], *, ada
         "use_cpu": Decision(on_cpu, "no accelerator here" if on_cpu else f"there is {machine.name}"),
         "bf16": _decide_bf16(recipe, machine),
         "activation_checkpointing": _decide_checkpointing(recipe, machine),
+        "logging_nan_inf_filter": Decision(False, "a loss that is no number is not hidden"),
         "dataloader_pin_memory": Decision(not on_cpu, "pinned memory is for copies to a GPU"),
     }
     decisions.update({key: decision for key, decision in wanted.items() if key not in recipe})

@@ -14,6 +14,7 @@ from rlhf_cli.methods.base import Method
 from rlhf_cli.models import Source, find_source, load_tokenizer, measure_model
 from rlhf_cli.plan import Plan, make_plan
 from rlhf_cli.recipe import Recipe
+from rlhf_cli.redaction import find_secrets
 from rlhf_cli.render import Renderer, make_renderer
 from rlhf_cli.run_dir import RunDir, refuse_unusable
 from rlhf_cli.terminal import printable, say
@@ -54,7 +55,8 @@ def prepare(recipe: Recipe, method: Method, *, resume: bool = False, overwrite: 
     adapts = bool(recipe["use_peft"] or source.adapter)
     decisions = decide(recipe, machine, method.defaults, adapts=adapts)
     output_dir = decisions["output_dir"].value if "output_dir" in decisions else recipe["output_dir"]
-    run = RunDir(Path(output_dir).expanduser())
+    secrets = find_secrets({"hub_token": recipe["hub_token"], **(recipe["env"] or {})})
+    run = RunDir(Path(output_dir).expanduser(), secrets)
     if is_first_process():
         refuse_unusable(run, recipe, resume=resume, overwrite=overwrite)
     with quietly():

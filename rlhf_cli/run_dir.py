@@ -5,20 +5,21 @@ A checkpoint counts when its manifest does: the names, sizes and hashes of its f
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
-import re
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from rlhf_cli.errors import EnvironmentFault, Problem, RecipeError
 from rlhf_cli.recipe import Recipe
+from rlhf_cli.redaction import hide, hide_in, hide_lines
 
 MANIFEST = "manifest.json"
-_SECRET_LINE = re.compile(r"^(hub_token\s*:).*$", re.MULTILINE)
 
 MAY_CHANGE_ON_RESUME = frozenset({
     # How long, and what is written down on the way. All else would make it another run.
@@ -38,6 +39,8 @@ class RunDir:
     """The files of one run, all below its `output_dir`."""
 
     path: Path
+    secrets: tuple[str, ...] = ()
+    """Texts that are left out of all that is written."""
 
     @property
     def own(self) -> Path:
@@ -70,6 +73,11 @@ class RunDir:
         return self.own / "crash.txt"
 
     @property
+    def lock_file(self) -> Path:
+        """Locked while a process trains here."""
+        return self.own / "lock"
+
+    @property
     def set_aside(self) -> Path:
         """Where incomplete checkpoints go."""
         return self.own / "incomplete"
@@ -85,7 +93,11 @@ class RunDir:
 
     def update_run(self, **facts: Any) -> None:
         """Add facts to run.json."""
-        write_json(self.run_file, {**self.read_run(), **facts})
+        write_json(self.run_file, hide_in({**self.read_run(), **facts}, self.secrets))
+
+    def write_crash(self, text: str) -> None:
+        """Keep the traceback of a run that failed."""
+        write_text(self.crash_file, hide(text, self.secrets))
 
     def ended_before_training(self) -> bool:
         """Whether all there is is the record, or its beginnings, of a run that ended before it logged anything."""
@@ -106,6 +118,10 @@ class RunDir:
             if path.is_dir() and path.name.removeprefix("checkpoint-").isdigit()
         ]
         return sorted(found, key=step_of, reverse=True)
+
+    def complete_checkpoints(self) -> list[Path]:
+        """Those that were written to their end, newest first."""
+        return [path for path in self.checkpoints() if (path / MANIFEST).exists()]
 
     def newest_checkpoint(self) -> Path | None:
         """The newest checkpoint that can be resumed from; incomplete ones are set aside.
@@ -148,6 +164,8 @@ def refuse_unusable(run: RunDir, recipe: Recipe, *, resume: bool, overwrite: boo
     output_dir = run.path
     if output_dir.exists() and not output_dir.is_dir():
         raise _refusal(recipe, f"output_dir `{output_dir}` is a file", "name a folder")
+    if run.lock_file.exists() and os.access(run.lock_file, os.W_OK):
+        _lock(run).close()
     occupied = output_dir.is_dir() and any(output_dir.iterdir()) and not run.ended_before_training()
     if occupied and overwrite:
         if not run.run_file.exists():
@@ -173,8 +191,16 @@ def refuse_unusable(run: RunDir, recipe: Recipe, *, resume: bool, overwrite: boo
         )
 
 
-def create_run_dir(run: RunDir, recipe: Recipe, settings: Mapping[str, Any], *, overwrite: bool) -> None:
-    """Make the folder, or take over the one that is resumed, and write down what is about to run."""
+def take_run_dir(run: RunDir, recipe: Recipe, *, overwrite: bool) -> IO[str]:
+    """Make the folder, or take over the one that is there, and keep every other run out of it.
+
+    Returns:
+        What holds the folder, until it is closed or the process ends.
+
+    Raises:
+        RecipeError: when another process trains there.
+        EnvironmentFault: when the folder cannot be made.
+    """
     if overwrite and run.run_file.exists():
         run.path.rename(_free_name(run.path.with_name(run.path.name + ".old")))
     try:
@@ -183,8 +209,33 @@ def create_run_dir(run: RunDir, recipe: Recipe, settings: Mapping[str, Any], *, 
         raise EnvironmentFault(
             f"cannot make output_dir `{run.path}`: {error.strerror}", where=recipe.where("output_dir")
         ) from None
-    write_text(run.recipe_file, _SECRET_LINE.sub(r"\1 ***", recipe.path.read_text(encoding="utf-8-sig")))
-    write_json(run.resolved_file, settings)
+    return _lock(run)
+
+
+def _lock(run: RunDir) -> IO[str]:
+    """A POSIX lock: it ends with the process however that ends, is not inherited by workers, and works on NFS."""
+    file = run.lock_file.open("a+", encoding="utf-8")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        file.seek(0)
+        owner = file.read().strip()
+        file.close()
+        raise RecipeError(
+            f"another run is training in `{run.path}`" + (f": {owner}" if owner else ""),
+            hint="wait for it, stop it, or name another output_dir",
+        ) from None
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    return file
+
+
+def write_recipe(run: RunDir, recipe: Recipe, settings: Mapping[str, Any]) -> None:
+    """Write down what is about to run."""
+    text = hide(hide_lines(recipe.path.read_text(encoding="utf-8-sig")), run.secrets)
+    write_text(run.recipe_file, text)
+    write_json(run.resolved_file, hide_in(settings, run.secrets))
 
 
 def changed_keys(run: RunDir, settings: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:

@@ -6,8 +6,8 @@ import shlex
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,9 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from rlhf_cli.card import write_card
 from rlhf_cli.checkpoints import CompleteCheckpoints, StopOnSignal
-from rlhf_cli.errors import DataError, EnvironmentFault, Interrupted, RecipeError, UserError
+from rlhf_cli.errors import DataError, EnvironmentFault, GuardStop, Interrupted, RecipeError, UserError
+from rlhf_cli.faults import explained_faults
+from rlhf_cli.guards import FiniteGuard
 from rlhf_cli.machine import describe_environment, first_process_first, is_first_process, keep_freed_memory, quietly
 from rlhf_cli.methods.base import Encodings, Method
 from rlhf_cli.models import Policy, keep_trained_in_fp32, load_policy
@@ -25,7 +27,8 @@ from rlhf_cli.plan import Plan
 from rlhf_cli.prepare import Prepared, prepare
 from rlhf_cli.progress import Watch
 from rlhf_cli.recipe import Recipe
-from rlhf_cli.run_dir import RunDir, create_run_dir, refuse_changes, step_of, text_hash
+from rlhf_cli.redaction import hide
+from rlhf_cli.run_dir import RunDir, refuse_changes, step_of, take_run_dir, text_hash, write_recipe
 from rlhf_cli.terminal import say, width
 
 
@@ -44,20 +47,22 @@ def train(recipe: Recipe, method: Method, *, resume: bool = False, overwrite: bo
     Raises:
         UserError: for everything the user can mend; `exit_code` says of what kind.
     """
-    with StopOnSignal() as stop:
+    with StopOnSignal() as stop, ExitStack() as held:
         prepared = prepare(recipe, method, resume=resume, overwrite=overwrite)
         plan, run, material = prepared.plan, prepared.run, prepared.material
+        if resume and _is_finished(run, plan):
+            say(f"{run.path} is finished already; there is nothing to resume")
+            return run
         with first_process_first(plan.machine):
-            checkpoint = _resume_point(prepared) if resume else None
-            if resume and _is_finished(run, plan):
-                say(f"{run.path} is finished already; there is nothing to resume")
-                return run
             if is_first_process():
-                create_run_dir(run, recipe, plan.public_settings(), overwrite=overwrite)
+                held.enter_context(take_run_dir(run, recipe, overwrite=overwrite))
+            checkpoint = _resume_point(prepared) if resume else None
+            if is_first_process():
+                write_recipe(run, recipe, plan.public_settings())
         say(plan.as_text(width()))
         if plan.machine.device == "cpu":
             keep_freed_memory()
-        with _recorded(run, prepared), quietly():
+        with _recorded(run, prepared), explained_faults(run, plan), quietly():
             policy = load_policy(recipe, plan, material.source, material.tokenizer)
             trainer = _build_trainer(method, prepared, policy, stop)
             if checkpoint is not None and step_of(checkpoint) >= plan.steps:
@@ -116,6 +121,9 @@ def _build_trainer(method: Method, prepared: Prepared, policy: Policy, stop: Sto
     trainer.add_callback(Watch(prepared.run))
     trainer.add_callback(CompleteCheckpoints(prepared.recipe["save_total_limit"]))
     trainer.add_callback(stop)
+    reaction = prepared.recipe["guards"].get("nan", "stop")
+    if reaction != "off":
+        trainer.add_callback(FiniteGuard(trainer, prepared.run, stops=reaction == "stop"))
     if len(trainer.train_dataset) != plan.train.examples:
         raise RuntimeError(f"planned {plan.train.examples} examples, the trainer made {len(trainer.train_dataset)}")
     return trainer
@@ -166,19 +174,10 @@ def _write_card(prepared: Prepared, results: Mapping[str, Any]) -> None:
         )
 
 
-def _without_secrets(arguments: Sequence[str]) -> list[str]:
-    """Arguments that may be written down: what follows `hub_token` is left out."""
-    kept: list[str] = []
-    for argument in arguments:
-        is_value = bool(kept) and kept[-1].lstrip("-").replace("-", "_") == "hub_token"
-        name, equals, _ = argument.partition("=")
-        is_pair = bool(equals) and name.lstrip("-").replace("-", "_") == "hub_token"
-        kept.append("***" if is_value else f"{name}=***" if is_pair else argument)
-    return kept
-
-
 def _stopped(signum: int, run: RunDir, step: int, steps: int) -> Interrupted:
-    arguments = [argument for argument in _without_secrets(sys.argv[1:]) if argument not in ("--resume", "--overwrite")]
+    arguments = [
+        hide(argument, run.secrets) for argument in sys.argv[1:] if argument not in ("--resume", "--overwrite")
+    ]
     return Interrupted(
         signum,
         f"stopped after step {step} of {steps}; {run.path}/checkpoint-{step} is written",
@@ -194,7 +193,7 @@ def _recorded(run: RunDir, prepared: Prepared) -> Iterator[None]:
     facts: dict[str, Any] = {
         "status": "running",
         "method": prepared.plan.method,
-        "argv": _without_secrets(sys.argv),
+        "argv": sys.argv,
         "started": started,
         "environment": describe_environment(),
         "machine": asdict(prepared.plan.machine),
@@ -217,12 +216,13 @@ def _recorded(run: RunDir, prepared: Prepared) -> Iterator[None]:
         ended = {"status": "done", "exit_code": 0}
     except UserError as error:
         ended = {
-            "status": "stopped" if isinstance(error, Interrupted) else "failed",
+            "status": "stopped" if isinstance(error, (Interrupted, GuardStop)) else "failed",
             "exit_code": error.exit_code,
+            "reason": str(error),
         }
         raise
     finally:
         if first and ended["exit_code"] == 1:
-            run.crash_file.write_text(traceback.format_exc(), encoding="utf-8")
+            run.write_crash(traceback.format_exc())
         if first:
             run.update_run(**ended, ended=time.time(), elapsed_s=round(time.time() - started, 3))

@@ -128,6 +128,14 @@ OWN_KEYS: dict[str, JsonSchema] = {
     },
     "columns": _COLUMNS,
     "layout": _LAYOUT,
+    "guards": {
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {"nan": {"enum": ["stop", "warn", "off"]}},
+        "default": {},
+        "description": "What to do when training goes wrong. `nan`: a loss or gradient that is not finite; stop (the "
+        "default, exit code 6), warn or off.",
+    },
     "split_by": {
         "type": ["string", "null"],
         "default": None,

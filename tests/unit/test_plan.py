@@ -92,5 +92,6 @@ def test_the_machine_decides_what_the_recipe_leaves_open(
 
 def test_the_recipe_is_never_overruled(tmp_path: Path) -> None:
     written = {"use_cpu": "false", "bf16": "false", "dtype": "bfloat16", "activation_checkpointing": "true",
-               "assistant_only_loss": "false", "output_dir": "x", "dataloader_pin_memory": "true"}  # fmt: skip
+               "assistant_only_loss": "false", "output_dir": "x", "dataloader_pin_memory": "true",
+               "logging_nan_inf_filter": "true"}  # fmt: skip
     assert decide(recipe(tmp_path, **written), CPU, {"assistant_only_loss": True}, adapts=True) == {}

@@ -1,0 +1,77 @@
+"""What a machine does to a run: memory that runs out, a disk that fills up; told from what is raised."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from safetensors import SafetensorError
+
+from rlhf_cli.errors import EnvironmentFault
+from rlhf_cli.plan import GIB, Plan
+from rlhf_cli.run_dir import RunDir
+
+_MEMORY_WORDS = ("can't allocate memory", "out of memory", "cannot allocate memory", "std::bad_alloc")
+_DISK_WORDS = ("os error 28", "os error 27", "no space left", "file too large", "enforce fail at inline_container")
+"""torch raises a plain RuntimeError for both, safetensors an error of its own with the system's number."""
+_DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextmanager
+def explained_faults(run: RunDir, plan: Plan) -> Iterator[None]:
+    """Turn exceptions for want of memory or disk into an error that says what would help.
+
+    Raises:
+        EnvironmentFault: instead of what torch, safetensors or the system raised; anything else passes through.
+    """
+    try:
+        yield
+    except (RuntimeError, OSError, MemoryError, SafetensorError) as error:
+        if is_out_of_memory(error):
+            raise _memory_fault(plan, error) from error
+        if is_disk_full(error):
+            raise _disk_fault(run, error) from error
+        raise
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return getattr(error, "errno", None) == errno.ENOMEM or _says(error, _MEMORY_WORDS)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an exception, or one it came from, says that a file could not grow."""
+    return getattr(error, "errno", None) in _DISK_ERRNOS or _says(error, _DISK_WORDS)
+
+
+def _says(error: BaseException, words: tuple[str, ...]) -> bool:
+    text = str(error).lower()
+    return any(word in text for word in words)
+
+
+def _memory_fault(plan: Plan, error: BaseException) -> EnvironmentFault:
+    total = sum(plan.memory_gib.values())
+    return EnvironmentFault(
+        f"out of memory: {_first_line(error)}; the plan wants about {total:.2f} GiB",
+        hint="lower `per_device_train_batch_size` and raise `gradient_accumulation_steps` by as much",
+    )
+
+
+def _disk_fault(run: RunDir, error: BaseException) -> EnvironmentFault:
+    complete = run.complete_checkpoints()
+    kept = f"{complete[0]} is complete, and --resume goes on from it" if complete else "there is no checkpoint yet"
+    half = [path for path in run.checkpoints() if path not in complete]
+    remove = f"remove {half[0]}, which is cut off, or make room otherwise; " if half else "make room; "
+    free = shutil.disk_usage(run.path).free / GIB
+    return EnvironmentFault(
+        f"the disk of {run.path} is full ({free:.2f} GiB free): {_first_line(error)}", hint=f"{remove}{kept}"
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,61 @@
+"""Stop a run that has gone wrong, before it goes on to spoil its weights."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from rlhf_cli.errors import GuardStop
+from rlhf_cli.machine import any_process
+from rlhf_cli.run_dir import RunDir
+from rlhf_cli.terminal import say_error
+
+
+class FiniteGuard(TrainerCallback):
+    """Stops every process before an optimizer step whose loss or gradient is not a number.
+
+    transformers hides such a loss in its logs (`logging_nan_inf_filter`) and trains on.
+    In fp16 an infinite gradient is the loss scaler's business, so only the loss is looked at.
+    """
+
+    def __init__(self, trainer: Trainer, run: RunDir, *, stops: bool) -> None:
+        self._trainer = trainer
+        self._run = run
+        self._stops = stops
+        self._warned = False
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Look at the loss and at what the step would add."""
+        fault = self._find_fault(args)
+        if not any_process(fault is not None, args.device):
+            return
+        step = state.global_step + 1
+        what = f"step {step}: {fault or 'another process met a loss or gradient that is not finite'}"
+        if self._stops:
+            raise GuardStop(f"stopped at {what}; its weights are not changed any more", hint=self._advice(args, step))
+        if not self._warned:
+            self._warned = True
+            say_error(f"warning: {what}; training on, since `guards` says so")
+
+    def _find_fault(self, args: TrainingArguments) -> str | None:
+        loss = float(self._trainer._tr_loss)
+        if not math.isfinite(loss):
+            return f"the loss is {loss}"
+        if args.fp16:
+            return None
+        gradients = [parameter.grad for parameter in self._trainer.model.parameters() if parameter.grad is not None]
+        norm = float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
+        return None if math.isfinite(norm) else f"the gradient norm is {norm}, at a finite loss"
+
+    def _advice(self, args: TrainingArguments, step: int) -> str:
+        complete = self._run.complete_checkpoints()
+        kept = f"{complete[0]} is the newest checkpoint; " if complete else ""
+        warmup = "" if args.warmup_steps else ", or add `warmup_steps: 0.1`"
+        return (
+            f"{kept}lower `learning_rate` ({args.learning_rate:g}){warmup}; {self._run.metrics_file} has what led here"
+        )
