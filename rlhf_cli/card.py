@@ -11,31 +11,40 @@ from rlhf_cli.run_dir import write_text
 
 
 def write_card(
-    folder: Path, plan: Plan, *, base: str, sources: Sequence[Mapping[str, Any]], results: Mapping[str, Any]
+    folder: Path,
+    plan: Plan,
+    *,
+    model: Mapping[str, Any],
+    sources: Sequence[Mapping[str, Any]],
+    results: Mapping[str, Any],
 ) -> None:
     """Write README.md beside the model: what it was trained from, on what, how, and what came out.
 
     Args:
         folder: The run folder.
         plan: The numbers of the run.
-        base: The model it started from: a Hub id, or a folder, which is said to be one.
+        model: What it started from: `name`, `base`, and the `adapter` that was continued, if any.
         sources: What was read, with rows and hashes.
         results: The last evaluation.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
+    base = str(model["base"])
     on_hub = not Path(base).exists()
+    adapts = bool(plan.setting("use_peft") or model["adapter"])
     names = [str(source["name"]) for source in sources]
     hub_data = sorted({name.partition("[")[0] for name in names if not Path(name).exists()})
     metadata = ModelCardData(
         base_model=base if on_hub else None,
         datasets=hub_data or None,
-        library_name="peft" if plan.setting("use_peft") else "transformers",
+        library_name="peft" if adapts else "transformers",
         model_name=folder.name,
         tags=["rlhf-cli", "trl", plan.method],
     )
     counts = plan.train
     origin = f"[{base}](https://huggingface.co/{base})" if on_hub else f"the local model folder `{base}`"
+    if model["adapter"]:
+        origin = f"the adapter `{model['name']}` on {origin}"
     lines = [
         f"# {folder.name}",
         "",

@@ -46,7 +46,7 @@ class StopOnSignal(TrainerCallback):
         if not self._begun:
             raise Interrupted(signum, "stopped before a step was trained")
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def wait_for_steps(self) -> None:
         """From here on a signal waits for the end of the step."""
         self._begun = True
 

@@ -41,7 +41,7 @@ def main() -> None:
     try:
         app(prog_name="rlhf")
     except UserError as error:
-        say_error(error.as_text())
+        say_error(error.as_text(), every_process=True)
         if os.environ.get("RLHF_DEBUG"):
             traceback.print_exc()
         sys.exit(error.exit_code)
@@ -108,7 +108,7 @@ def _add_training_command(method: Method) -> None:
             return
         run = train(checked, method, resume=resume, overwrite=overwrite)
         if as_json:
-            typer.echo(json.dumps(run.read_run(), default=str))
+            typer.echo(json.dumps(run.read_run()))
 
     command.__doc__ = (
         f"{method.summary}.\n\nAny key of the recipe can be given here too and wins over the file: "

@@ -42,6 +42,20 @@ class FiniteGuard(TrainerCallback):
             self._warned = True
             say_error(f"warning: {what}; training on, since `guards` says so")
 
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        """Look at the loss of an evaluation, which is the same in every process."""
+        loss = (metrics or {}).get("eval_loss", 0.0)
+        if not math.isfinite(loss) and self._stops:
+            advice = self._advice(args, state.global_step)
+            raise GuardStop(f"the evaluation after step {state.global_step} has the loss {loss}", hint=advice)
+
     def _find_fault(self, args: TrainingArguments) -> str | None:
         loss = float(self._trainer._tr_loss)
         if not math.isfinite(loss):

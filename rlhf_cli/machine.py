@@ -159,8 +159,16 @@ def describe_environment() -> dict[str, Any]:
     """Versions of what computes, and of the working copy, so that a run can be done again."""
     names = ("rlhf-cli", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes")
     versions = {name: metadata.version(name) for name in names}
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    return {"python": platform.python_version(), **versions, "git": git.stdout.strip() or None}
+    return {"python": platform.python_version(), **versions, "git": _describe_working_copy()}
+
+
+def _describe_working_copy() -> str | None:
+    """The commit of the folder that `rlhf` was called in; None without git or a repository."""
+    try:
+        git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
+    return git.stdout.strip() or None
 
 
 def examine() -> dict[str, str]:

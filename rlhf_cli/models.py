@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -29,7 +30,7 @@ from rlhf_cli.plan import ModelSize, Plan, weight_bytes
 from rlhf_cli.recipe import Recipe
 from rlhf_cli.render import ensure_chat_template
 
-_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin")
+_SAMPLED_BLOCKS, _BLOCK_BYTES = 16, 2**20
 _BROKEN = (OSError, ValueError, KeyError, SafetensorError, RuntimeError, json.JSONDecodeError)
 """What transformers raises, version by version, for folders that hold no usable model."""
 
@@ -76,14 +77,26 @@ def find_source(recipe: Recipe) -> Source:
         if not base:
             raise RecipeError(f"the adapter in `{name}` does not name its base model", where=where)
         _refuse_other_adapter(recipe, adapter, name)
+        _refuse_without_weights(path, name, where)
         return Source(name, base, str(path))
     config = path / "config.json"
     if not config.exists():
         raise RecipeError(f"`{name}` holds no model: config.json is missing", where=where)
     _read_config(config, where)
-    if not any(next(path.glob(pattern), None) for pattern in _WEIGHTS):
-        raise RecipeError(f"`{name}` holds no weights: no *.safetensors file", where=where)
+    _refuse_without_weights(path, name, where)
     return Source(name, str(path), None)
+
+
+def _refuse_without_weights(path: Path, name: str, where: str) -> None:
+    if next(path.glob("*.safetensors"), None):
+        return
+    if next(path.glob("*.bin"), None):
+        raise RecipeError(
+            f"`{name}` holds pickled weights (*.bin) only, which can run code when they are loaded",
+            where=where,
+            hint="save it as safetensors first, where you trust it: `model.save_pretrained(FOLDER)`",
+        )
+    raise RecipeError(f"`{name}` holds no weights: no *.safetensors file", where=where)
 
 
 def _read_config(path: Path, where: str) -> dict[str, Any]:
@@ -208,6 +221,30 @@ def measure_model(recipe: Recipe, source: Source, dtype: str) -> ModelSize:
     )
 
 
+def fingerprint_model(recipe: Recipe, source: Source) -> str:
+    """What tells one model from another: the Hub's commit, or a hash over samples of every weight file.
+
+    A whole hash of a large model would take minutes; 16 blocks of each file, its size and its name are read instead.
+    """
+    digest = hashlib.sha256()
+    for name in filter(None, (source.base, source.adapter)):
+        folder = Path(name)
+        if not folder.is_dir():
+            config = AutoConfig.from_pretrained(
+                name, revision=recipe["model_revision"], trust_remote_code=recipe["trust_remote_code"]
+            )
+            digest.update(str(config._commit_hash).encode())
+            continue
+        for file in sorted(folder.glob("*.safetensors")):
+            size = file.stat().st_size
+            digest.update(f"{file.name} {size}\n".encode())
+            with file.open("rb") as weights:
+                for block in range(_SAMPLED_BLOCKS):
+                    weights.seek(block * max(0, size - _BLOCK_BYTES) // (_SAMPLED_BLOCKS - 1))
+                    digest.update(weights.read(_BLOCK_BYTES))
+    return digest.hexdigest()
+
+
 def _adapter_config(recipe: Recipe, source: Source) -> PeftConfig:
     if source.adapter:
         return PeftConfig.from_pretrained(source.adapter)
@@ -238,6 +275,7 @@ def load_policy(recipe: Recipe, plan: Plan, source: Source, tokenizer: PreTraine
             trust_remote_code=recipe["trust_remote_code"],
             attn_implementation=model_config.attn_implementation,
             quantization_config=quantization,
+            use_safetensors=True,
             device_map={"": _own_device(plan.machine.device)} if quantization else None,
             **_mapping(recipe["model_init_kwargs"]),
         )

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from rlhf_cli.run_dir import RunDir
+from rlhf_cli.run_dir import RunDir, finite
 from rlhf_cli.terminal import is_terminal, say
 
 PLAIN_EVERY_S = 10.0
@@ -73,7 +73,7 @@ class Watch(TrainerCallback):
         if speed is not None:
             record["tokens_per_s"] = round(speed, 1)
         with self.run.metrics_file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(json.dumps(finite(record)) + "\n")
         self._show(state, record)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import math
 import os
 import socket
 from collections.abc import Mapping
@@ -320,7 +321,16 @@ def text_hash(text: str) -> str:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON by rename, so that a reader never sees half of it."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+    write_text(path, json.dumps(finite(value), indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def finite(value: Any) -> Any:
+    """A value as JSON can hold it: NaN and infinity, for which it has no word, become null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    return [finite(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def write_text(path: Path, text: str) -> None:

@@ -18,10 +18,19 @@ def say(text: str) -> None:
         sys.stderr.flush()
 
 
-def say_error(text: str) -> None:
-    """Write an error or a warning to stderr, its first word coloured."""
+def say_error(text: str, *, every_process: bool = False) -> None:
+    """Write an error or a warning to stderr, its first word coloured.
+
+    Args:
+        text: What to say.
+        every_process: Whether other processes than the first say it too, with their rank: their fault may be their own.
+    """
     lines = [_paint_head(printable(line)) for line in text.split("\n")]
-    say("\n".join(lines))
+    rank = os.environ.get("RANK", "0")
+    if every_process and rank != "0":
+        sys.stderr.write("".join(f"[rank {rank}] {line}\n" for line in lines))
+    else:
+        say("\n".join(lines))
 
 
 def _paint_head(line: str) -> str:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import shlex
 import sys
-import time
-import traceback
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,18 +15,19 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from rlhf_cli.card import write_card
 from rlhf_cli.checkpoints import CompleteCheckpoints, StopOnSignal
-from rlhf_cli.errors import DataError, EnvironmentFault, GuardStop, Interrupted, RecipeError, UserError
+from rlhf_cli.errors import EnvironmentFault, Interrupted, RecipeError
 from rlhf_cli.faults import explained_faults
 from rlhf_cli.guards import FiniteGuard
-from rlhf_cli.machine import describe_environment, first_process_first, is_first_process, keep_freed_memory, quietly
+from rlhf_cli.machine import first_process_first, is_first_process, keep_freed_memory, quietly
 from rlhf_cli.methods.base import Encodings, Method
 from rlhf_cli.models import Policy, keep_trained_in_fp32, load_policy
 from rlhf_cli.plan import Plan
 from rlhf_cli.prepare import Prepared, prepare
 from rlhf_cli.progress import Watch
 from rlhf_cli.recipe import Recipe
+from rlhf_cli.record import recorded, refuse_other_material
 from rlhf_cli.redaction import hide
-from rlhf_cli.run_dir import RunDir, refuse_changes, step_of, take_run_dir, text_hash, write_recipe
+from rlhf_cli.run_dir import RunDir, refuse_changes, step_of, take_run_dir, write_recipe
 from rlhf_cli.terminal import say, width
 
 
@@ -62,9 +61,10 @@ def train(recipe: Recipe, method: Method, *, resume: bool = False, overwrite: bo
         say(plan.as_text(width()))
         if plan.machine.device == "cpu":
             keep_freed_memory()
-        with _recorded(run, prepared), explained_faults(run, plan), quietly():
+        with recorded(prepared), explained_faults(run, plan), quietly():
             policy = load_policy(recipe, plan, material.source, material.tokenizer)
             trainer = _build_trainer(method, prepared, policy, stop)
+            stop.wait_for_steps()
             if checkpoint is not None and step_of(checkpoint) >= plan.steps:
                 _restore(trainer, checkpoint)
             else:
@@ -78,18 +78,19 @@ def train(recipe: Recipe, method: Method, *, resume: bool = False, overwrite: bo
 def _resume_point(prepared: Prepared) -> Path | None:
     """The checkpoint to go on from; metrics logged after it are cut off."""
     run = prepared.run
-    if not run.read_run():
+    before = run.read_run()
+    if not before:
         say(f"{run.path} holds no run yet: starting from the beginning")
         return None
     refuse_changes(run, prepared.recipe, prepared.plan.public_settings())
-    before = run.read_run().get("data")
-    if before is not None and before != prepared.material.rows.sources:
-        raise DataError(
-            "the data has changed since the run began, so going on would be another run",
-            where=str(run.path),
-            hint="put the old data back, or train anew with another output_dir",
-        )
+    if "fingerprints" in before:
+        refuse_other_material(run, prepared)
     checkpoint = run.newest_checkpoint()
+    if checkpoint is None and before.get("status") == "done":
+        raise RecipeError(
+            f"{run.path} is finished and holds no checkpoint to go on from",
+            hint="start a new run with its model as `model_name_or_path`",
+        )
     if is_first_process():
         run.cut_metrics(step_of(checkpoint) if checkpoint else 0)
     say(f"resuming from {checkpoint}" if checkpoint else "no complete checkpoint: starting from the beginning")
@@ -168,7 +169,7 @@ def _write_card(prepared: Prepared, results: Mapping[str, Any]) -> None:
         write_card(
             prepared.run.path,
             prepared.plan,
-            base=material.source.base,
+            model=asdict(material.source),
             sources=material.rows.sources,
             results=results,
         )
@@ -183,46 +184,3 @@ def _stopped(signum: int, run: RunDir, step: int, steps: int) -> Interrupted:
         f"stopped after step {step} of {steps}; {run.path}/checkpoint-{step} is written",
         hint=f"rlhf {shlex.join([*arguments, '--resume'])}",
     )
-
-
-@contextmanager
-def _recorded(run: RunDir, prepared: Prepared) -> Iterator[None]:
-    """Keep run.json: what runs, on what, and how it ended."""
-    started = time.time()
-    material = prepared.material
-    facts: dict[str, Any] = {
-        "status": "running",
-        "method": prepared.plan.method,
-        "argv": sys.argv,
-        "started": started,
-        "environment": describe_environment(),
-        "machine": asdict(prepared.plan.machine),
-        "seed": prepared.recipe["seed"],
-        "model": asdict(material.source),
-        "chat_template": {
-            "own": material.own_template,
-            "sha256": text_hash(str(material.tokenizer.chat_template)),
-        },
-        "data": material.rows.sources,
-        "plan": prepared.plan.as_json(),
-        "exit_code": None,
-    }
-    first = is_first_process()
-    if first:
-        run.update_run(**facts)
-    ended: dict[str, Any] = {"status": "failed", "exit_code": 1}
-    try:
-        yield
-        ended = {"status": "done", "exit_code": 0}
-    except UserError as error:
-        ended = {
-            "status": "stopped" if isinstance(error, (Interrupted, GuardStop)) else "failed",
-            "exit_code": error.exit_code,
-            "reason": str(error),
-        }
-        raise
-    finally:
-        if first and ended["exit_code"] == 1:
-            run.write_crash(traceback.format_exc())
-        if first:
-            run.update_run(**ended, ended=time.time(), elapsed_s=round(time.time() - started, 3))

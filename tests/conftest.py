@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import sys
 import time
@@ -64,11 +65,14 @@ class Outcome:
 class Command:
     """A running `rlhf …`."""
 
-    def __init__(self, arguments: tuple[str, ...], folder: Path) -> None:
+    def __init__(self, arguments: tuple[str, ...], folder: Path, memory: int | None = None) -> None:
         self._logs = [folder / f".{name}-{time.monotonic_ns()}" for name in ("stdout", "stderr")]
         self._started = time.monotonic()
         self.pid = os.fork()
         if self.pid == 0:
+            if memory is not None:
+                held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+                resource.setrlimit(resource.RLIMIT_AS, (held + memory, held + memory))
             _run_child(arguments, folder, self._logs)
 
     def send(self, signum: int) -> None:
@@ -136,11 +140,11 @@ def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., Command]]:
-    """Start `rlhf …` in the test's folder."""
+    """Start `rlhf …` in the test's folder; with `memory`, it may take that many bytes more than it holds already."""
     commands: list[Command] = []
 
-    def run(*arguments: str) -> Command:
-        commands.append(Command(arguments, tmp_path))
+    def run(*arguments: str, memory: int | None = None) -> Command:
+        commands.append(Command(arguments, tmp_path, memory))
         return commands[-1]
 
     yield run

@@ -127,6 +127,7 @@ MODELS: dict[str, Callable[[World], list[str]]] = {
     "model-missing": lambda w: w.recipe(model_name_or_path="./nowhere"),
     "model-is-a-file": lambda w: w.recipe(model_name_or_path="rows.jsonl"),
     "model-without-weights": lambda w: w.broken_model(model__safetensors=None),
+    "model-pickled": lambda w: ((w.model / "pytorch_model.bin").touch(), w.broken_model(model__safetensors=None))[1],
     "model-without-config": lambda w: w.broken_model(config__json=None),
     "model-without-tokenizer": lambda w: w.broken_model(tokenizer__json=None, tokenizer_config__json=None),
     "model-corrupt-weights": lambda w: w.broken_model(model__safetensors="not weights"),
