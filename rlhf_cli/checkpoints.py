@@ -75,5 +75,5 @@ class CompleteCheckpoints(TrainerCallback):
         folder = str(args.output_dir)
         checkpoint = Path(folder) / f"checkpoint-{state.global_step}"
         if not (checkpoint / MANIFEST).exists():
-            write_manifest(checkpoint)
+            write_manifest(checkpoint, resumable=not args.save_only_model)
         rotate_checkpoints(folder, save_total_limit=self.keep, best_model_checkpoint=state.best_model_checkpoint)

@@ -15,9 +15,11 @@ import typer
 
 from rlhf_cli import __version__
 from rlhf_cli.errors import Problem, RecipeError, UserError
+from rlhf_cli.launch import adopt_slurm, end_with_launcher
 from rlhf_cli.methods import METHODS
 from rlhf_cli.methods.base import Method
 from rlhf_cli.recipe import Recipe, apply_environment, read_recipe
+from rlhf_cli.run_dir import RunDir, output_dir_of, refuse_unusable
 from rlhf_cli.schema import load_schema, method_names
 from rlhf_cli.terminal import paint, printable, say, say_error
 
@@ -38,6 +40,8 @@ def main() -> None:
     """Run the command line; every error a user can mend ends here."""
     # On a CPU bitsandbytes warns, at import, of an optional kernel that it then does without.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    end_with_launcher()
+    adopt_slurm()
     try:
         app(prog_name="rlhf")
     except UserError as error:
@@ -90,6 +94,10 @@ def _add_training_command(method: Method) -> None:
         overwrite: Annotated[bool, typer.Option("--overwrite", help="Move the run that is there aside.")] = False,
         dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, show the plan, and stop.")] = False,
         as_json: Annotated[bool, typer.Option("--json", help="Write the outcome to stdout as JSON.")] = False,
+        num_processes: Annotated[int | None, typer.Option(help="Train as so many processes, one a GPU.")] = None,
+        accelerate_config: Annotated[
+            str | None, typer.Option(help="multi_gpu, zero2, zero3, fsdp2, or a file of `accelerate config`.")
+        ] = None,
     ) -> None:
         if resume and overwrite:
             raise RecipeError("--resume and --overwrite exclude each other")
@@ -97,6 +105,8 @@ def _add_training_command(method: Method) -> None:
         checked = read_recipe(path, method=method.command, overrides=overrides)
         _show_warnings(checked.warnings)
         apply_environment(checked)
+        if not dry_run and _launch(checked, num_processes, accelerate_config, resume=resume, overwrite=overwrite):
+            return
         _take_one_gpu()
         say(f"{method.command} {path}: {len(checked.values)} keys, all good; loading torch, transformers and TRL")
         from rlhf_cli.prepare import prepare
@@ -115,6 +125,38 @@ def _add_training_command(method: Method) -> None:
         "`--learning_rate 1e-5`, `--learning-rate 1e-5` or `learning_rate=1e-5`."
     )
     app.command(method.command, context_settings=_FORWARDING)(command)
+
+
+def _launch(recipe: Recipe, num_processes: int | None, config: str | None, *, resume: bool, overwrite: bool) -> bool:
+    """Start the processes that were asked for; False where this process is to train."""
+    from rlhf_cli import launch
+
+    if launch.is_launched():
+        launch.refuse_second_launch(num_processes)
+        return False
+    processes = launch.count_processes(num_processes, config)
+    if processes == 1 and config is None:
+        return False
+    environment = launch.accelerate_environment(config, processes) if config else {}
+    refuse_unusable(RunDir(output_dir_of(recipe)), recipe, resume=resume, overwrite=overwrite)
+    command = [sys.executable, "-m", "rlhf_cli", *_without_launch_options(sys.argv[1:])]
+    code = launch.launch(command, processes, environment)
+    if code:
+        raise typer.Exit(code)
+    return True
+
+
+def _without_launch_options(arguments: Sequence[str]) -> list[str]:
+    kept: list[str] = []
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        name = argument.partition("=")[0].replace("_", "-")
+        if name not in ("--num-processes", "--accelerate-config"):
+            kept.append(argument)
+        elif "=" not in argument:
+            rest.pop(0)
+    return kept
 
 
 def _take_one_gpu() -> None:

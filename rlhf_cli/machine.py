@@ -20,8 +20,10 @@ import torch
 import transformers
 from accelerate import PartialState
 
+from rlhf_cli.errors import EnvironmentFault
 from rlhf_cli.plan import GIB, Decision, Machine
 from rlhf_cli.recipe import Recipe
+from rlhf_cli.run_dir import output_dir_of
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
@@ -34,14 +36,37 @@ def detect_machine(*, use_cpu: bool = False) -> Machine:
     """
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     threads = torch.get_num_threads()
-    if not use_cpu and torch.cuda.is_available():
+    on_gpus = not use_cpu and torch.cuda.is_available()
+    _refuse_crowd(torch.cuda.device_count() if on_gpus else os.cpu_count() or 1, "GPU" if on_gpus else "core")
+    if on_gpus:
         properties = torch.cuda.get_device_properties(0)
         memory = properties.total_memory / GIB
         return Machine("cuda", properties.name, processes, threads, memory, bf16=torch.cuda.is_bf16_supported())
+    _refuse_sharding_on_cpu()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
     if not use_cpu and torch.backends.mps.is_available():
         return Machine("mps", platform.processor() or "Apple", processes, threads, memory, bf16=True)
     return Machine("cpu", _cpu_name(), processes, threads, memory, bf16=_cpu_computes_bf16())
+
+
+def _refuse_crowd(devices: int, kind: str) -> None:
+    """Refuse more processes on this machine than it has devices for."""
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if processes > devices:
+        raise EnvironmentFault(
+            f"{processes} processes are too many for the {devices} {kind}{'s' if devices != 1 else ''} here",
+            hint=f"`--num-processes {devices}`" + (", or `use_cpu: true`" if kind == "GPU" else ""),
+        )
+
+
+def _refuse_sharding_on_cpu() -> None:
+    """Refuse what accelerate would pass over: on a CPU it replicates the model, whatever its configuration says."""
+    for name, variable in (("FSDP", "ACCELERATE_USE_FSDP"), ("DeepSpeed", "ACCELERATE_USE_DEEPSPEED")):
+        if os.environ.get(variable, "false").lower() == "true":
+            raise EnvironmentFault(
+                f"{name} needs GPUs, and this machine has none to use",
+                hint="`--accelerate-config multi_gpu`, or `--num-processes` alone, trains on a CPU too",
+            )
 
 
 def is_first_process() -> bool:
@@ -114,7 +139,7 @@ def decide(recipe: Recipe, machine: Machine, defaults: Mapping[str, Any], *, ada
     decisions = {key: Decision(value, "default of rlhf-cli") for key, value in defaults.items() if key not in recipe}
     on_cpu = machine.device == "cpu"
     wanted: dict[str, Decision] = {
-        "output_dir": Decision(f"runs/{recipe.path.stem}", "named after the recipe"),
+        "output_dir": Decision(str(output_dir_of(recipe)), "named after the recipe"),
         "use_cpu": Decision(on_cpu, "no accelerator here" if on_cpu else f"there is {machine.name}"),
         "bf16": _decide_bf16(recipe, machine),
         "activation_checkpointing": _decide_checkpointing(recipe, machine),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -16,7 +15,7 @@ from rlhf_cli.plan import Plan, make_plan
 from rlhf_cli.recipe import Recipe
 from rlhf_cli.redaction import find_secrets
 from rlhf_cli.render import Renderer, make_renderer
-from rlhf_cli.run_dir import RunDir, refuse_unusable
+from rlhf_cli.run_dir import RunDir, output_dir_of, refuse_unusable
 from rlhf_cli.terminal import printable, say
 
 
@@ -54,9 +53,8 @@ def prepare(recipe: Recipe, method: Method, *, resume: bool = False, overwrite: 
     source = find_source(recipe)
     adapts = bool(recipe["use_peft"] or source.adapter)
     decisions = decide(recipe, machine, method.defaults, adapts=adapts)
-    output_dir = decisions["output_dir"].value if "output_dir" in decisions else recipe["output_dir"]
     secrets = find_secrets({"hub_token": recipe["hub_token"], **(recipe["env"] or {})})
-    run = RunDir(Path(output_dir).expanduser(), secrets)
+    run = RunDir(output_dir_of(recipe), secrets)
     if is_first_process():
         refuse_unusable(run, recipe, resume=resume, overwrite=overwrite)
     with quietly():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 import time
 import traceback
@@ -11,14 +10,11 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-
-from rlhf_cli.data import Encoded
-from rlhf_cli.errors import DataError, GuardStop, Interrupted, RecipeError, UserError
+from rlhf_cli.errors import GuardStop, Interrupted, UserError
 from rlhf_cli.machine import describe_environment, is_first_process
-from rlhf_cli.models import fingerprint_model
 from rlhf_cli.prepare import Prepared
-from rlhf_cli.run_dir import RunDir, text_hash
+from rlhf_cli.resume import fingerprints
+from rlhf_cli.run_dir import text_hash
 from rlhf_cli.terminal import say
 
 
@@ -70,43 +66,3 @@ def _facts(prepared: Prepared) -> dict[str, Any]:
         "reason": None,
         "results": None,
     }
-
-
-def fingerprints(prepared: Prepared) -> dict[str, str]:
-    """What must be the same for a run to go on: the weights it starts from, and the tokens it trains on."""
-    material = prepared.material
-    return {
-        "model": fingerprint_model(prepared.recipe, material.source),
-        "tokens": _hash_tokens(material.train),
-        "test tokens": _hash_tokens(material.test) if material.test else "",
-    }
-
-
-def _hash_tokens(encoded: Encoded) -> str:
-    digest = hashlib.sha256()
-    for batch in encoded.dataset.with_format("arrow").iter(1000):
-        for column in ("input_ids", "labels"):
-            lists = batch.column(column).combine_chunks()
-            digest.update(np.diff(lists.offsets.to_numpy()).astype(np.int64).tobytes())
-            digest.update(lists.flatten().to_numpy().astype(np.int64).tobytes())
-    return digest.hexdigest()
-
-
-def refuse_other_material(run: RunDir, prepared: Prepared) -> None:
-    """Refuse to go on with other weights or other data than the run began with.
-
-    Raises:
-        DataError: when the rows, or the tokens that template and tokenizer make of them, are others.
-        RecipeError: when the model the run starts from is another.
-    """
-    before, now = run.read_run(), fingerprints(prepared)
-    hint = "put it back, or train anew with another output_dir"
-    if before.get("data") != prepared.material.rows.sources:
-        raise DataError("the data has changed since the run began", where=str(run.path), hint=hint)
-    kept = before.get("fingerprints", {})
-    if kept.get("tokens") != now["tokens"] or kept.get("test tokens") != now["test tokens"]:
-        what = "the rows give other tokens than when the run began: its chat template or tokenizer has changed"
-        raise DataError(what, where=str(run.path), hint=hint)
-    if kept.get("model") != now["model"]:
-        name = prepared.material.source.name
-        raise RecipeError(f"the model `{name}` has changed since the run began", where=str(run.path), hint=hint)

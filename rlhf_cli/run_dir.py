@@ -11,28 +11,19 @@ import json
 import math
 import os
 import socket
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from rlhf_cli.errors import EnvironmentFault, Problem, RecipeError
+from rlhf_cli.errors import EnvironmentFault, RecipeError
 from rlhf_cli.recipe import Recipe
 from rlhf_cli.redaction import hide, hide_in, hide_lines
 
 MANIFEST = "manifest.json"
-
-MAY_CHANGE_ON_RESUME = frozenset({
-    # How long, and what is written down on the way. All else would make it another run.
-    "max_steps", "num_train_epochs",
-    "save_strategy", "save_steps", "save_total_limit", "save_on_each_node",
-    "logging_strategy", "logging_steps", "logging_first_step", "log_level", "log_level_replica", "log_on_each_node",
-    "report_to", "run_name", "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id",
-    "push_to_hub", "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push", "hub_revision",
-    "dataloader_num_workers", "dataloader_prefetch_factor", "dataloader_persistent_workers", "dataloader_pin_memory",
-    "dataset_num_proc", "env",
-})  # fmt: skip
-"""Recipe keys that may differ when a run goes on."""
+RANK_LOG = "RLHF_RANK_LOG"
+"""The variable that names the file a process other than the first talks to, until there is a run folder."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +68,10 @@ class RunDir:
     def lock_file(self) -> Path:
         """Locked while a process trains here."""
         return self.own / "lock"
+
+    def rank_log(self, rank: int) -> Path:
+        """What a process other than the first has said."""
+        return self.own / "logs" / f"rank-{rank}.log"
 
     @property
     def set_aside(self) -> Path:
@@ -147,6 +142,11 @@ class RunDir:
         lines = self.metrics_file.read_text(encoding="utf-8").splitlines(keepends=True)
         kept = [line for line in lines if line.endswith("\n") and json.loads(line).get("step", 0) <= step]
         write_text(self.metrics_file, "".join(kept))
+
+
+def output_dir_of(recipe: Recipe) -> Path:
+    """Where the recipe's run goes: named in it, or named after it."""
+    return Path(recipe["output_dir"] or f"runs/{recipe.path.stem}").expanduser()
 
 
 def refuse_unusable(run: RunDir, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
@@ -232,6 +232,28 @@ def _lock(run: RunDir) -> IO[str]:
     return file
 
 
+def move_rank_log(run: RunDir) -> None:
+    """From here on, let a process that talks to a temporary file talk to one in the run folder."""
+    if RANK_LOG not in os.environ:
+        return
+    before = Path(os.environ[RANK_LOG])
+    target = run.rank_log(int(os.environ["RANK"]))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.open("ab") as file:
+        file.write(before.read_bytes())
+        file.flush()
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+            os.dup2(file.fileno(), stream.fileno())
+    before.with_suffix(".moved").write_text(str(target.absolute()), encoding="utf-8")
+
+
+def moved_to(log: Path) -> Path | None:
+    """The file in the run folder that a temporary one was given up for."""
+    note = log.with_suffix(".moved")
+    return Path(note.read_text(encoding="utf-8")) if note.exists() else None
+
+
 def write_recipe(run: RunDir, recipe: Recipe, settings: Mapping[str, Any]) -> None:
     """Write down what is about to run."""
     text = hide(hide_lines(recipe.path.read_text(encoding="utf-8-sig")), run.secrets)
@@ -239,44 +261,19 @@ def write_recipe(run: RunDir, recipe: Recipe, settings: Mapping[str, Any]) -> No
     write_json(run.resolved_file, hide_in(settings, run.secrets))
 
 
-def changed_keys(run: RunDir, settings: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """Settings that differ from those of the run on disk and may not: key, old value, new value."""
-    try:
-        before = json.loads(run.resolved_file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
-        return []
-    now = json.loads(json.dumps(dict(settings), default=str))
-    differing = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-    return [(key, before.get(key), now.get(key)) for key in differing if key not in MAY_CHANGE_ON_RESUME]
+def write_manifest(checkpoint: Path, *, resumable: bool) -> None:
+    """Declare a checkpoint complete: its files with size and hash, written by rename.
 
-
-def refuse_changes(run: RunDir, recipe: Recipe, settings: Mapping[str, Any]) -> None:
-    """Refuse to resume what has become another run.
-
-    Raises:
-        RecipeError: naming every key that changed.
+    Args:
+        checkpoint: The folder, with all its files.
+        resumable: Whether the state of optimizer, schedule and random numbers is among them, and not the model alone.
     """
-    problems = [
-        Problem(f"`{key}` was {json.dumps(old)} and is now {json.dumps(new, default=str)}", recipe.where(key))
-        for key, old, new in changed_keys(run, settings)
-    ]
-    if problems:
-        raise RecipeError(
-            "the recipe has changed",
-            problems=problems,
-            hint=f"put the old values back (see {run.resolved_file}), or train it anew with another output_dir; "
-            "how long to train, and what to log and save, may change",
-        )
-
-
-def write_manifest(checkpoint: Path) -> None:
-    """Declare a checkpoint complete: its files with size and hash, written by rename."""
     files = {
         str(path.relative_to(checkpoint)): {"bytes": path.stat().st_size, "sha256": file_hash(path)}
         for path in sorted(checkpoint.rglob("*"))
         if path.is_file() and path.name != MANIFEST
     }
-    write_json(checkpoint / MANIFEST, {"files": files})
+    write_json(checkpoint / MANIFEST, {"resumable": resumable, "files": files})
 
 
 def _verify(checkpoint: Path, manifest: Mapping[str, Any]) -> None:
@@ -295,7 +292,7 @@ def _verify(checkpoint: Path, manifest: Mapping[str, Any]) -> None:
             where=str(checkpoint.parent),
             hint=f"restore the file, or remove {checkpoint} to go on from the checkpoint before it",
         )
-    if "optimizer.pt" not in manifest["files"]:
+    if not manifest.get("resumable"):
         raise EnvironmentFault(
             f"{checkpoint.name} holds no optimizer state, so going on from it would train other weights",
             where=str(checkpoint.parent),

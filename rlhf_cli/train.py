@@ -25,9 +25,10 @@ from rlhf_cli.plan import Plan
 from rlhf_cli.prepare import Prepared, prepare
 from rlhf_cli.progress import Watch
 from rlhf_cli.recipe import Recipe
-from rlhf_cli.record import recorded, refuse_other_material
+from rlhf_cli.record import recorded
 from rlhf_cli.redaction import hide
-from rlhf_cli.run_dir import RunDir, refuse_changes, step_of, take_run_dir, write_recipe
+from rlhf_cli.resume import refuse_other_run
+from rlhf_cli.run_dir import RunDir, move_rank_log, step_of, take_run_dir, write_recipe
 from rlhf_cli.terminal import say, width
 
 
@@ -58,6 +59,7 @@ def train(recipe: Recipe, method: Method, *, resume: bool = False, overwrite: bo
             checkpoint = _resume_point(prepared) if resume else None
             if is_first_process():
                 write_recipe(run, recipe, plan.public_settings())
+            move_rank_log(run)
         say(plan.as_text(width()))
         if plan.machine.device == "cpu":
             keep_freed_memory()
@@ -82,9 +84,7 @@ def _resume_point(prepared: Prepared) -> Path | None:
     if not before:
         say(f"{run.path} holds no run yet: starting from the beginning")
         return None
-    refuse_changes(run, prepared.recipe, prepared.plan.public_settings())
-    if "fingerprints" in before:
-        refuse_other_material(run, prepared)
+    refuse_other_run(prepared)
     checkpoint = run.newest_checkpoint()
     if checkpoint is None and before.get("status") == "done":
         raise RecipeError(

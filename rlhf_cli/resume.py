@@ -1,0 +1,133 @@
+"""What must be the same for a run to go on: settings, processes, data, and the model it starts from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from rlhf_cli.data import Encoded
+from rlhf_cli.errors import DataError, Problem, RecipeError
+from rlhf_cli.models import fingerprint_model
+from rlhf_cli.plan import Plan
+from rlhf_cli.prepare import Prepared
+from rlhf_cli.recipe import Recipe
+from rlhf_cli.run_dir import RunDir
+
+MAY_CHANGE_ON_RESUME = frozenset({
+    # How long, and what is written down on the way. All else would make it another run.
+    "max_steps", "num_train_epochs",
+    "save_strategy", "save_steps", "save_total_limit", "save_on_each_node",
+    "logging_strategy", "logging_steps", "logging_first_step", "log_level", "log_level_replica", "log_on_each_node",
+    "report_to", "run_name", "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id",
+    "push_to_hub", "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push", "hub_revision",
+    "dataloader_num_workers", "dataloader_prefetch_factor", "dataloader_persistent_workers", "dataloader_pin_memory",
+    "dataset_num_proc", "env",
+})  # fmt: skip
+"""Recipe keys that may differ when a run goes on."""
+
+
+def refuse_other_run(prepared: Prepared) -> None:
+    """Refuse to resume what has become another run.
+
+    Raises:
+        RecipeError: when settings, processes or the model have changed.
+        DataError: when the rows have, or the tokens that template and tokenizer make of them.
+    """
+    run, plan = prepared.run, prepared.plan
+    refuse_changes(run, prepared.recipe, plan.public_settings())
+    refuse_other_processes(run, plan)
+    if "fingerprints" in run.read_run():
+        refuse_other_material(run, prepared)
+
+
+def refuse_changes(run: RunDir, recipe: Recipe, settings: Mapping[str, Any]) -> None:
+    """Refuse to resume what has become another run.
+
+    Raises:
+        RecipeError: naming every key that changed.
+    """
+    problems = [
+        Problem(f"`{key}` was {json.dumps(old)} and is now {json.dumps(new, default=str)}", recipe.where(key))
+        for key, old, new in changed_keys(run, settings)
+    ]
+    if problems:
+        raise RecipeError(
+            "the recipe has changed",
+            problems=problems,
+            hint=f"put the old values back (see {run.resolved_file}), or train it anew with another output_dir; "
+            "how long to train, and what to log and save, may change",
+        )
+
+
+def changed_keys(run: RunDir, settings: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Settings that differ from those of the run on disk and may not: key, old value, new value."""
+    try:
+        before = json.loads(run.resolved_file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return []
+    now = json.loads(json.dumps(dict(settings), default=str))
+    differing = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    return [(key, before.get(key), now.get(key)) for key in differing if key not in MAY_CHANGE_ON_RESUME]
+
+
+def refuse_other_processes(run: RunDir, plan: Plan) -> None:
+    """Refuse to resume with another number of processes: other batches, and other random numbers in each.
+
+    Raises:
+        RecipeError: saying what becomes of the batch, and how to go on as before.
+    """
+    before = run.read_run().get("plan", {})
+    processes = before.get("machine", {}).get("processes", plan.machine.processes)
+    if processes == plan.machine.processes:
+        return
+    now = f"{plan.machine.processes} process{'es' if plan.machine.processes > 1 else ''}"
+    raise RecipeError(
+        f"the run began with {processes} process{'es' if processes > 1 else ''} and {before['batch']} examples a step; "
+        f"with {now} a step would take {plan.batch}",
+        where=str(run.path),
+        hint=f"`--num-processes {processes}` goes on as before; or train anew with another output_dir",
+    )
+
+
+def fingerprints(prepared: Prepared) -> dict[str, str]:
+    """What must be the same for a run to go on: the weights it starts from, and the tokens it trains on."""
+    material = prepared.material
+    return {
+        "model": fingerprint_model(prepared.recipe, material.source),
+        "tokens": _hash_tokens(material.train),
+        "test tokens": _hash_tokens(material.test) if material.test else "",
+    }
+
+
+def _hash_tokens(encoded: Encoded) -> str:
+    digest = hashlib.sha256()
+    for batch in encoded.dataset.with_format("arrow").iter(1000):
+        for column in ("input_ids", "labels"):
+            lists = batch.column(column).combine_chunks()
+            digest.update(np.diff(lists.offsets.to_numpy()).astype(np.int64).tobytes())
+            digest.update(lists.flatten().to_numpy().astype(np.int64).tobytes())
+    return digest.hexdigest()
+
+
+def refuse_other_material(run: RunDir, prepared: Prepared) -> None:
+    """Refuse to go on with other weights or other data than the run began with.
+
+    Raises:
+        DataError: when the rows, or the tokens that template and tokenizer make of them, are others.
+        RecipeError: when the model the run starts from is another.
+    """
+    before, now = run.read_run(), fingerprints(prepared)
+    hint = "put it back, or train anew with another output_dir"
+    if before.get("data") != prepared.material.rows.sources:
+        raise DataError("the data has changed since the run began", where=str(run.path), hint=hint)
+    kept = before.get("fingerprints", {})
+    if kept.get("tokens") != now["tokens"] or kept.get("test tokens") != now["test tokens"]:
+        what = "the rows give other tokens than when the run began: its chat template or tokenizer has changed"
+        raise DataError(what, where=str(run.path), hint=hint)
+    if kept.get("model") != now["model"]:
+        name = prepared.material.source.name
+        raise RecipeError(f"the model `{name}` has changed since the run began", where=str(run.path), hint=hint)
