@@ -222,7 +222,7 @@ def launch(command: Sequence[str], processes: int, environment: Mapping[str, str
             started.poll()
         _end_the_rest(started)
     code = _tell(started, logs)
-    _tidy(logs)
+    _tidy(logs, keep=code != 0)
     return code
 
 
@@ -331,10 +331,10 @@ def _log_of(rank: int, logs: Path) -> Path:
     return moved_to(log) or log
 
 
-def _tidy(logs: Path) -> None:
-    """Remove what was moved into the run folder."""
+def _tidy(logs: Path, *, keep: bool) -> None:
+    """Remove what was moved into the run folder; after a failure, keep what was not."""
     for log in logs.glob("rank-*.log"):
-        if moved_to(log) or not log.stat().st_size:
+        if not keep or moved_to(log) or not log.stat().st_size:
             log.unlink()
     if not any(logs.glob("*.log")):
         shutil.rmtree(logs)
