@@ -19,6 +19,7 @@ from rlhf_cli.launch import adopt_slurm, end_with_launcher
 from rlhf_cli.methods import METHODS
 from rlhf_cli.methods.base import Method
 from rlhf_cli.recipe import Recipe, apply_environment, read_recipe
+from rlhf_cli.redaction import hide_named
 from rlhf_cli.run_dir import RunDir, output_dir_of, refuse_unusable
 from rlhf_cli.schema import load_schema, method_names
 from rlhf_cli.terminal import paint, printable, say, say_error
@@ -193,7 +194,7 @@ def _split_arguments(arguments: Sequence[str], method: str) -> tuple[Path, list[
 
 
 def _is_truth(word: str) -> bool:
-    return word.lower() in ("true", "false", "yes", "no", "on", "off", "null")
+    return word.lower() in ("true", "false", "yes", "no", "on", "off", "null", "0", "1")
 
 
 def _show_warnings(warnings: Sequence[Problem]) -> None:
@@ -289,10 +290,10 @@ def _inspect(recipe: Recipe, *, tokens: bool, show: bool) -> dict[str, Any]:
 
 
 def _resolved_text(recipe: Recipe) -> str:
-    """Every value written, as YAML, with the place it comes from."""
+    """Every value written but secrets, as YAML, with the place it comes from."""
     lines = [
         (f"{key}: {json.dumps(value, ensure_ascii=False, default=str)}", recipe.where(key))
-        for key, value in recipe.values.items()
+        for key, value in hide_named(recipe.values).items()
     ]
     width = min(60, max((len(line) for line, _ in lines), default=0))
     return "\n".join(f"{line:<{width}}  # {origin}" for line, origin in lines)

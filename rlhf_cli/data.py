@@ -94,7 +94,9 @@ def _load_split(recipe: Recipe, split: str, kind: str, *, first: bool) -> _Split
     parts = [_collect(recipe, read_entry(recipe, entry, split, tally, kind=kind, first=first)) for entry in entries]
     if tally.bad and not recipe["skip_bad_rows"]:
         raise tally.error()
-    datasets = _take_fractions([rows for rows, _ in parts], [entry.get("fraction") for entry in entries], recipe)
+    # What is evaluated on is left whole.
+    fractions = [entry.get("fraction") if first else None for entry in entries]
+    datasets = _take_fractions([rows for rows, _ in parts], fractions, recipe)
     groups = [group for (_, groups), rows in zip(parts, datasets, strict=True) for group in groups[: len(rows)]]
     return _Split(concatenate_datasets(datasets), groups, tally)
 
@@ -110,12 +112,18 @@ def _collect(recipe: Recipe, checked: Iterator[Checked]) -> tuple[Dataset, list[
 
 
 def _take_fractions(datasets: list[Dataset], fractions: list[float | None], recipe: Recipe) -> list[Dataset]:
-    """Cut a mixture to its fractions as TRL does: as large as it can be without taking a row twice."""
+    """Cut a mixture to its fractions as TRL does: as large as it can be without taking a row twice.
+
+    A fraction that stands alone is one of its dataset; TRL would take all of it.
+    """
     given = [fraction for fraction in fractions if fraction is not None]
     if not given:
         return datasets
     if len(given) < len(datasets):
         raise DataError("`fraction` must be given for all datasets or for none", where=recipe.where("datasets"))
+    if len(datasets) == 1:
+        (rows,) = datasets
+        return [rows.select(range(min(len(rows), round(given[0] * len(rows)))))]
     shares = [fraction / sum(given) for fraction in given]
     total = min(len(dataset) / share for dataset, share in zip(datasets, shares, strict=True))
     return [

@@ -10,7 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rlhf_cli.errors import RecipeError
 from rlhf_cli.recipe import Recipe
+from rlhf_cli.redaction import hide_named
 
 GIB = 2**30
 _NOT_THE_TRAINERS = frozenset({
@@ -112,7 +114,10 @@ class Plan:
 
     def public_settings(self) -> dict[str, Any]:
         """The settings that may be written down: all but tokens, and variables that may hold some."""
-        return {key: value for key, value in self.settings.items() if key not in ("hub_token", "env")}
+        shown: dict[str, Any] = hide_named(
+            {key: value for key, value in self.settings.items() if key not in ("hub_token", "env")}
+        )
+        return shown
 
     def setting(self, key: str, default: Any = None) -> Any:
         """A key that the recipe gives or that was decided."""
@@ -181,7 +186,12 @@ def make_plan(
 
     accumulation = value("gradient_accumulation_steps")
     per_step = value("per_device_train_batch_size") * machine.processes
-    batches = math.ceil(train.examples / per_step)
+    if value("dataloader_drop_last") and train.examples < per_step:
+        raise RecipeError(
+            f"`dataloader_drop_last` drops all there is: {train.examples} examples, and a batch takes {per_step}",
+            where=recipe.where("dataloader_drop_last"),
+        )
+    batches = train.examples // per_step if value("dataloader_drop_last") else math.ceil(train.examples / per_step)
     steps_per_epoch = max(1, math.ceil(batches / accumulation))
     steps = value("max_steps") if value("max_steps") > 0 else math.ceil(value("num_train_epochs") * steps_per_epoch)
     tokens_per_batch = value("per_device_train_batch_size") * train.longest

@@ -53,8 +53,7 @@ def prepare(recipe: Recipe, method: Method, *, resume: bool = False, overwrite: 
     source = find_source(recipe)
     adapts = bool(recipe["use_peft"] or source.adapter)
     decisions = decide(recipe, machine, method.defaults, adapts=adapts)
-    secrets = find_secrets({"hub_token": recipe["hub_token"], **(recipe["env"] or {})})
-    run = RunDir(output_dir_of(recipe), secrets)
+    run = RunDir(output_dir_of(recipe), find_secrets(recipe.values))
     if is_first_process():
         refuse_unusable(run, recipe, resume=resume, overwrite=overwrite)
     with quietly():

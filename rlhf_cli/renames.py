@@ -15,8 +15,6 @@ RENAMED: dict[str, str] = {
     "evaluation_strategy": "eval_strategy",
     "max_seq_length": "max_length",
     "preprocessing_num_workers": "dataset_num_proc",
-    "tokenizer_name_or_path": "chat_template_path",
-    "tokenizer_name": "chat_template_path",
     "hub_model_revision": "hub_revision",
     "push_to_hub_revision": "push_to_hub",
     "push_to_hub_token": "hub_token",
@@ -31,49 +29,113 @@ RENAMED: dict[str, str] = {
 """Old key to today's; the value stays."""
 
 
-def _mixture(old: Any) -> dict[str, Any]:
-    """alignment-handbook's `dataset_mixture`; a weight there is a share of that dataset, so it becomes a slice."""
+Lost = list[tuple[str, str]]
+"""What of an old key has no meaning any more, and why."""
+Translated = tuple[dict[str, Any], Lost]
+_UNREAD = "nothing reads it"
+
+
+def _mixture(old: Any, written: Mapping[str, Any]) -> Translated:
+    """alignment-handbook's `dataset_mixture`; a weight there is a share of that dataset."""
     old = old if isinstance(old, Mapping) else {"datasets": old}
+    items = [item if isinstance(item, Mapping) else {"id": item} for item in old.get("datasets") or []]
     entries = []
-    for item in old.get("datasets") or []:
+    lost: Lost = []
+    for item in items:
         entry = {"path": item.get("id"), "name": item.get("config"), "columns": item.get("columns")}
-        entry["split"] = _slice(item.get("split") or "train", item.get("weight"))
+        entry |= _share(item.get("split") or "train", item.get("weight"), alone=len(items) == 1)
         entries.append({key: value for key, value in entry.items() if value is not None})
+        known = ("id", "config", "columns", "split", "weight")
+        lost += [(f"the `{key}` of an entry", _UNREAD) for key in item if key not in known]
+    if "seed" in old:
+        lost.append(("the `seed`", "`seed` of the recipe holds out rows and shuffles"))
+    lost += [(f"the `{key}`", _UNREAD) for key in old if key not in ("datasets", "seed", "test_split_size")]
     size = old.get("test_split_size")
-    return {"datasets": entries, **({"test_split_size": size} if size is not None else {})}
+    return {"datasets": entries, **({"test_split_size": size} if size is not None else {})}, lost
 
 
-def _mixer(old: Any) -> dict[str, Any]:
-    """alignment-handbook's older `dataset_mixer`: name to share."""
-    shares = old if isinstance(old, Mapping) else {str(old): 1.0}
-    if len(shares) == 1:
-        return {"dataset_name": next(iter(shares))}
-    return {"datasets": [{"path": path, "split": _slice("train", share)} for path, share in shares.items()]}
+def _mixer(old: Any, written: Mapping[str, Any]) -> Translated:
+    """alignment-handbook's older `dataset_mixer`, name to share, with its `dataset_splits` and `dataset_configs`."""
+    shares = dict(old) if isinstance(old, Mapping) else {str(old): 1.0}
+    train = _split_names(written.get("dataset_splits"))[0] or str(written.get("dataset_train_split", "train"))
+    configs = written.get("dataset_configs") or [written.get("dataset_config")]
+    names = configs if isinstance(configs, list) else [configs]
+    alone = len(shares) == 1
+    if alone and _is_whole(next(iter(shares.values()))):
+        return {"dataset_name": next(iter(shares)), **({"dataset_config": names[0]} if names[0] else {})}, []
+    entries = []
+    for number, (path, share) in enumerate(shares.items()):
+        name = names[number] if number < len(names) else None
+        entry = {"path": path, "name": name, **_share(train, share, alone=alone)}
+        entries.append({key: value for key, value in entry.items() if value is not None})
+    return {"datasets": entries}, []
 
 
-def _slice(split: str, share: Any) -> str:
-    return split if share is None or share >= 1 else f"{split}[:{100 * share:g}%]"
+def _share(split: str, share: Any, *, alone: bool) -> dict[str, Any]:
+    """The first rows of a dataset. Beside others a slice, since fractions there are shares of the mixture."""
+    if _is_whole(share):
+        return {"split": split}
+    if alone or not isinstance(share, (int, float)):
+        return {"split": split, "fraction": share}
+    return {"split": "+".join(f"{name}[:{100 * share:g}%]" for name in split.split("+"))}
 
 
-def _splits(old: Any) -> dict[str, Any]:
+def _is_whole(share: Any) -> bool:
+    return share is None or (isinstance(share, (int, float)) and share >= 1)
+
+
+def _splits(old: Any, written: Mapping[str, Any]) -> Translated:
+    train, test = _split_names(old)
+    newer = {"dataset_train_split": train} if train else {}
+    return {**newer, **({"dataset_test_split": test} if test else {})}, []
+
+
+def _split_names(old: Any) -> tuple[str, str]:
+    """The training split and the other of alignment-handbook's `dataset_splits`; several are added up."""
+    names = [str(name) for name in (old if isinstance(old, list) else [old] if old else [])]
+    return (
+        "+".join(name for name in names if "train" in name),
+        "+".join(name for name in names if "train" not in name),
+    )
+
+
+def _configs(old: Any, written: Mapping[str, Any]) -> Translated:
+    """`dataset_configs`, one for each dataset of a mixer, which takes them."""
+    if "dataset_mixer" in written:
+        return {}, []
     names = old if isinstance(old, list) else [old]
-    train = [name for name in names if "train" in name][:1]
-    test = [name for name in names if "train" not in name][:1]
-    return {
-        **({"dataset_train_split": train[0]} if train else {}),
-        **({"dataset_test_split": test[0]} if test else {}),
-    }
+    return {"dataset_config": names[0] if names else None}, [(f"the entry `{name}`", _UNREAD) for name in names[1:]]
 
 
-def _when_true(key: str, value: Any) -> Callable[[Any], dict[str, Any]]:
-    return lambda old: {key: value} if old else {}
+def _tokenizer(old: Any, written: Mapping[str, Any]) -> Translated:
+    """Another tokenizer's folder or id: what recipes take from it is its chat template."""
+    if "chat_template" in written:
+        return {}, [("the template", "`chat_template` is written too")]
+    return {"chat_template_path": old}, []
 
 
-TRANSLATED: dict[str, Callable[[Any], dict[str, Any]]] = {
+def _when_true(key: str, value: Any) -> Translator:
+    return lambda old, _: ({key: value} if old else {}, [])
+
+
+def _loss_on_prompts(old: Any, written: Mapping[str, Any]) -> Translated:
+    """Where prompts are trained on, all tokens are; the default is the answers' only."""
+    return ({"assistant_only_loss": False, "completion_only_loss": False} if old else {}), []
+
+
+Translator = Callable[[Any, Mapping[str, Any]], Translated]
+
+TRANSLATED: dict[str, Translator] = {
     "dataset_mixture": _mixture,
     "dataset_mixer": _mixer,
     "dataset_splits": _splits,
-    "dataset_configs": lambda old: {"dataset_config": old[0] if isinstance(old, list) else old},
+    "dataset_configs": _configs,
+    "tokenizer_name_or_path": _tokenizer,
+    "tokenizer_name": _tokenizer,
+    "train_on_inputs": _loss_on_prompts,
+    "train_on_input": _loss_on_prompts,
+    "train_on_prompt": _loss_on_prompts,
+    "disable_gradient_checkpointing": lambda old, _: ({"activation_checkpointing": not old}, []),
     "use_flash_attention_2": _when_true("attn_implementation", "flash_attention_2"),
     "group_by_length": _when_true("train_sampling_strategy", "group_by_length"),
     "include_inputs_for_metrics": _when_true("include_for_metrics", ["inputs"]),
@@ -81,7 +143,19 @@ TRANSLATED: dict[str, Callable[[Any], dict[str, Any]]] = {
     "adafactor": _when_true("optim", "adafactor"),
     "evaluate_during_training": _when_true("eval_strategy", "steps"),
 }
-"""Old key to a function of its value that gives today's keys and values."""
+"""Old key to a function of its value, and of all that is written, that gives today's keys and values."""
+
+
+def translate(key: str, old: Any, written: Mapping[str, Any]) -> Translated:
+    """Today's keys and values for an old key.
+
+    Args:
+        key: One of RENAMED or TRANSLATED.
+        old: Its value.
+        written: All that is written beside it.
+    """
+    return ({RENAMED[key]: old}, []) if key in RENAMED else TRANSLATED[key](old, written)
+
 
 RENAMED_VALUES: dict[tuple[str, str], str] = {
     ("packing_strategy", "ffd"): "bfd",
@@ -129,6 +203,7 @@ IGNORED: dict[str, str] = {
     "half_precision_backend": _GONE,
     "fp16_opt_level": _GONE,
     "use_legacy_prediction_loop": _GONE,
+    "parallelism_config": _LAUNCH,
 }
 """Keys without effect, and what to do instead. They are left out of the schemas."""
 
@@ -226,8 +301,6 @@ SYNONYMS: dict[str, str] = {
     "wandb_name": "run_name",
     "random_seed": "seed",
     "neftune_alpha": "neftune_noise_alpha",
-    "train_on_inputs": "completion_only_loss",
-    "train_on_prompt": "completion_only_loss",
     "mask_prompt": "completion_only_loss",
     "train_on_responses_only": "assistant_only_loss",
     "template": "chat_template_path",

@@ -3,31 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
+from rlhf_cli.changes import refuse_changes, refuse_other_length
 from rlhf_cli.data import Encoded
-from rlhf_cli.errors import DataError, Problem, RecipeError
+from rlhf_cli.errors import DataError, RecipeError
 from rlhf_cli.models import fingerprint_model
 from rlhf_cli.plan import Plan
 from rlhf_cli.prepare import Prepared
-from rlhf_cli.recipe import Recipe
 from rlhf_cli.run_dir import RunDir
-
-MAY_CHANGE_ON_RESUME = frozenset({
-    # How long, and what is written down on the way. All else would make it another run.
-    "max_steps", "num_train_epochs",
-    "save_strategy", "save_steps", "save_total_limit", "save_on_each_node",
-    "logging_strategy", "logging_steps", "logging_first_step", "log_level", "log_level_replica", "log_on_each_node",
-    "report_to", "run_name", "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id",
-    "push_to_hub", "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push", "hub_revision",
-    "dataloader_num_workers", "dataloader_prefetch_factor", "dataloader_persistent_workers", "dataloader_pin_memory",
-    "dataset_num_proc", "env",
-})  # fmt: skip
-"""Recipe keys that may differ when a run goes on."""
 
 
 def refuse_other_run(prepared: Prepared) -> None:
@@ -40,38 +25,9 @@ def refuse_other_run(prepared: Prepared) -> None:
     run, plan = prepared.run, prepared.plan
     refuse_changes(run, prepared.recipe, plan.public_settings())
     refuse_other_processes(run, plan)
+    refuse_other_length(run, prepared.recipe, steps=plan.steps)
     if "fingerprints" in run.read_run():
         refuse_other_material(run, prepared)
-
-
-def refuse_changes(run: RunDir, recipe: Recipe, settings: Mapping[str, Any]) -> None:
-    """Refuse to resume what has become another run.
-
-    Raises:
-        RecipeError: naming every key that changed.
-    """
-    problems = [
-        Problem(f"`{key}` was {json.dumps(old)} and is now {json.dumps(new, default=str)}", recipe.where(key))
-        for key, old, new in changed_keys(run, settings)
-    ]
-    if problems:
-        raise RecipeError(
-            "the recipe has changed",
-            problems=problems,
-            hint=f"put the old values back (see {run.resolved_file}), or train it anew with another output_dir; "
-            "how long to train, and what to log and save, may change",
-        )
-
-
-def changed_keys(run: RunDir, settings: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """Settings that differ from those of the run on disk and may not: key, old value, new value."""
-    try:
-        before = json.loads(run.resolved_file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
-        return []
-    now = json.loads(json.dumps(dict(settings), default=str))
-    differing = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-    return [(key, before.get(key), now.get(key)) for key in differing if key not in MAY_CHANGE_ON_RESUME]
 
 
 def refuse_other_processes(run: RunDir, plan: Plan) -> None:

@@ -19,7 +19,7 @@ from typing import IO, Any
 
 from rlhf_cli.errors import EnvironmentFault, RecipeError
 from rlhf_cli.recipe import Recipe
-from rlhf_cli.redaction import hide, hide_in, hide_lines
+from rlhf_cli.redaction import hide, hide_in, hide_yaml
 
 MANIFEST = "manifest.json"
 RANK_LOG = "RLHF_RANK_LOG"
@@ -256,7 +256,7 @@ def moved_to(log: Path) -> Path | None:
 
 def write_recipe(run: RunDir, recipe: Recipe, settings: Mapping[str, Any]) -> None:
     """Write down what is about to run."""
-    text = hide(hide_lines(recipe.path.read_text(encoding="utf-8-sig")), run.secrets)
+    text = hide(hide_yaml(recipe.path.read_text(encoding="utf-8-sig")), run.secrets)
     write_text(run.recipe_file, text)
     write_json(run.resolved_file, hide_in(settings, run.secrets))
 

@@ -42,6 +42,13 @@ METHOD = Method(
     config_classes=config_classes,
     rows=DEMONSTRATION,
     build_trainer=build_trainer,
+    keys={
+        "lora_task_type": {
+            "enum": ["CAUSAL_LM"],
+            "default": "CAUSAL_LM",
+            "description": "What the adapter is for; here always a causal language model.",
+        },
+    },
     defaults={
         # TRL trains on every token of `messages`, the user's included.
         "assistant_only_loss": True,

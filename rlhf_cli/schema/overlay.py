@@ -15,14 +15,8 @@ CHOICES: dict[str, list[Any]] = {
     "include_num_input_tokens_seen": ["no", "all", "non_padding", True, False],
     "torch_compile_mode": ["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"],
     "bnb_4bit_quant_storage": ["uint8", "float16", "bfloat16", "float32", "float64"],
-    "lora_task_type": [
-        "CAUSAL_LM",
-        "SEQ_CLS",
-        "SEQ_2_SEQ_LM",
-        "TOKEN_CLS",
-        "QUESTION_ANS",
-        "FEATURE_EXTRACTION",
-    ],
+    # What TRL measures besides the loss goes to the log only, not to what a best model is chosen by.
+    "metric_for_best_model": ["loss", "eval_loss"],
 }
 """Choices that upstream hides behind `str` without listing them in the field."""
 
@@ -62,14 +56,54 @@ RANGES: dict[str, JsonSchema] = {
     "test_split_size": {"exclusiveMinimum": 0},
     "neftune_noise_alpha": _AT_LEAST_0,
     "ddp_timeout": _AT_LEAST_1,
+    "optim_args": {
+        "pattern": r"^\s*[^=,\s]+\s*=\s*[^=,]+(,\s*[^=,\s]+\s*=\s*[^=,]+)*$",
+        "x-fix": "such as `optim_args: rank=64, scale=0.1`",
+    },
+    "torch_empty_cache_steps": _AT_LEAST_1,
     "seed": {"minimum": 0, "maximum": 2**32 - 1},
     "data_seed": {"minimum": 0, "maximum": 2**32 - 1},
 }
 
+_TRACKERS = [
+    "azure_ml", "clearml", "codecarbon", "comet_ml", "dagshub", "dvclive", "flyte", "kubeflow", "mlflow", "swanlab",
+    "tensorboard", "trackio", "wandb",
+]  # fmt: skip
 WIDER: dict[str, JsonSchema] = {
     "lora_target_modules": {"type": ["array", "string", "null"], "items": {"type": "string"}},
-}
-"""Types that upstream declares too tightly: PEFT takes `all-linear` and regular expressions."""
+    "report_to": {
+        "type": ["array", "string", "null"],
+        "items": {"enum": [*_TRACKERS, "all", "none"]},
+        "if": {"type": "string"},
+        "then": {"enum": [*_TRACKERS, "all", "none"]},
+    },
+    # Left out are `split_batches` and `even_batches`, which change how many steps there are.
+    "accelerator_config": {
+        "type": ["object", "null"],
+        "additionalProperties": False,
+        "properties": {
+            "dispatch_batches": {"type": ["boolean", "null"]},
+            "use_seedable_sampler": {"type": "boolean"},
+            "non_blocking": {"type": "boolean"},
+            "gradient_accumulation_kwargs": {"type": ["object", "null"]},
+        },
+    },
+    "model_init_kwargs": {
+        "type": ["object", "null"],
+        "propertyNames": {
+            "not": {
+                "enum": [
+                    "attn_implementation", "device_map", "dtype", "load_in_4bit", "load_in_8bit",
+                    "pretrained_model_name_or_path", "quantization_config", "revision", "torch_dtype",
+                    "trust_remote_code",
+                ]
+            },
+            "x-fix": "write it as a key of the recipe: `dtype`, `model_revision`, `attn_implementation`, "
+            "`trust_remote_code`, `load_in_4bit` …",
+        },
+    },
+}  # fmt: skip
+"""Types that upstream declares otherwise: PEFT takes `all-linear` and regular expressions, the rest is too wide."""
 
 _COLUMNS: JsonSchema = {
     "type": ["object", "array", "null"],
@@ -200,6 +234,76 @@ RULES: list[dict[str, Any]] = [
         "message": "`save_strategy: best` needs evaluations to choose by",
         "fix": "set `eval_strategy: steps` or `epoch`",
     },
+    *(
+        {
+            "when": {"load_best_model_at_end": True, "save_strategy": save, "eval_strategy": evaluate},
+            "message": f"the best model is chosen among those saved, but `save_strategy` is {save} "
+            f"and `eval_strategy` {evaluate}",
+            "fix": "give both the same value, or set `save_strategy: best`",
+        }
+        for save, evaluate in (("steps", "epoch"), ("epoch", "steps"), ("no", "steps"), ("no", "epoch"))
+    ),
+    *(
+        {
+            "when": {"lr_scheduler_type": name, "eval_strategy": "no"},
+            "message": f"`lr_scheduler_type: {name}` follows the loss of evaluations, but there are none",
+            "fix": "set `eval_strategy: steps` or `epoch`",
+        }
+        for name in ("reduce_lr_on_plateau", "greedy")
+    ),
+    {
+        "when": {"dataloader_persistent_workers": True, "dataloader_num_workers": 0},
+        "message": "`dataloader_persistent_workers` needs workers, but `dataloader_num_workers` is 0",
+        "fix": "set `dataloader_num_workers: 1` or more",
+    },
+    {
+        "when": {"dataloader_prefetch_factor": "*", "dataloader_num_workers": 0},
+        "message": "`dataloader_prefetch_factor` is for workers, but `dataloader_num_workers` is 0",
+        "fix": "set `dataloader_num_workers: 1` or more",
+    },
+    {
+        "when": {"auto_find_batch_size": True},
+        "message": "`auto_find_batch_size` would change batch and steps in the middle of a run, so that neither the "
+        "plan nor `--resume` held",
+        "fix": "lower `per_device_train_batch_size` and raise `gradient_accumulation_steps` by as much",
+    },
+    {
+        "when": {"fp16_full_eval": True, "bf16_full_eval": True},
+        "message": "`bf16_full_eval` and `fp16_full_eval` exclude each other",
+        "fix": "keep one of them",
+    },
+    {
+        "when": {"dataset_config": "*", "datasets": "*"},
+        "message": "`dataset_config` is for `dataset_name`; entries of `datasets` have a `name` each",
+        "fix": "write it as `name` of the entry",
+    },
+    {
+        "when": {"dataset_test_split": "*", "test_split_size": "*"},
+        "message": "`test_split_size` holds rows of the training split out, so `dataset_test_split` is not read",
+        "fix": "keep one of them",
+    },
+    {
+        "when": {"dataset_test_split": "*", "eval_strategy": "no"},
+        "message": "`dataset_test_split` is not read: `eval_strategy` is no",
+        "fix": "set `eval_strategy: epoch` or `steps`",
+        "severity": "warning",
+    },
+    *(
+        {
+            "when": {key: "*", "use_peft": False},
+            "message": f"`{key}` is for a new adapter, and without `use_peft: true` none is made",
+            "fix": "add `use_peft: true`, or remove it",
+            "severity": "warning",
+        }
+        for key in (
+            "lora_r",
+            "lora_alpha",
+            "lora_dropout",
+            "lora_target_modules",
+            "lora_target_parameters",
+            "lora_modules_to_save",
+        )
+    ),
     {
         "when": {"split_by": "*", "test_split_size": None},
         "message": "`split_by` says how to hold rows out, but not how many",
@@ -224,7 +328,7 @@ RULES: list[dict[str, Any]] = [
     },
 ]
 """Keys that do not go together. A rule holds when every key has the value (`*`: anything set); a key that the
-recipe leaves out has its default, except against `*`."""
+recipe leaves out has its default, except against `*`. Those of `severity` warning only say that a key is not read."""
 
 REQUIRED: list[list[str]] = [["model_name_or_path"], ["dataset_name", "datasets"]]
 """One key of each list must be there."""

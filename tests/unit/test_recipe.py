@@ -62,7 +62,7 @@ def test_what_is_left_out_stays_out(tmp_path: Path) -> None:
         ("optim: adamw", '3: `optim` cannot be "adamw" | did you mean `adamw_torch`?'),
         ("eval_strategy: true", "3: `eval_strategy` cannot be true | one of no, steps, epoch"),
         ("num_train_epochs: 0", "3: `num_train_epochs` must be above 0, got 0 | None"),
-        ("lora_dropout: 1", "3: `lora_dropout` must be below 1, got 1 | None"),
+        ("lora_dropout: 1\nuse_peft: true", "3: `lora_dropout` must be below 1, got 1 | None"),
         ("max_length: 1.5", "3: `max_length` must be a whole number or null, got 1.5 | None"),
         ("datasets: [{path: x}]", "2: `dataset_name` and `datasets` both name the data | keep one of them"),
         ("packing: true\nmax_length: null", "3: packing needs a length to pack to, but `max_length` is null | "
@@ -92,7 +92,7 @@ def test_every_rule_can_be_broken(rule: dict[str, Any], tmp_path: Path) -> None:
 
 
 def test_all_problems_come_at_once(tmp_path: Path) -> None:
-    assert len(problems(tmp_path, "lr: 1\nlora_r: 0\npacking: maybe\nbf16: true\nfp16: true\n")) == 4
+    assert len(problems(tmp_path, "lr: 1\nmax_length: 0\npacking: maybe\nbf16: true\nfp16: true\n")) == 4
 
 
 # --- renames ----------------------------------------------------------------------------------------------------
