@@ -67,7 +67,8 @@ def refuse_changes(run: RunDir, recipe: Recipe, settings: Mapping[str, Any]) -> 
         EnvironmentFault: when only the machine has.
     """
     changed = changed_keys(run, recipe, settings)
-    ours = [(key, old, new) for key, old, new in changed if key in recipe or key not in settings]
+    decided = run.read_run().get("plan", {}).get("decisions", {}).keys() & settings.keys() - recipe.values.keys()
+    ours = [(key, old, new) for key, old, new in changed if key not in decided]
     problems = [
         Problem(f"`{key}` was {json.dumps(old)} and is now {json.dumps(new, default=str)}", recipe.where(key))
         for key, old, new in ours

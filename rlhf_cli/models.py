@@ -31,7 +31,16 @@ from rlhf_cli.recipe import Recipe
 from rlhf_cli.render import ensure_chat_template
 
 _SAMPLED_BLOCKS, _BLOCK_BYTES = 16, 2**20
-_BROKEN = (OSError, ValueError, KeyError, SafetensorError, RuntimeError, json.JSONDecodeError)
+_BROKEN = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    SafetensorError,
+    RuntimeError,
+    json.JSONDecodeError,
+)
 """What transformers raises, version by version, for folders that hold no usable model."""
 
 
@@ -69,6 +78,12 @@ def find_source(recipe: Recipe) -> Source:
         if name.startswith((".", "/", "~")) or name.count("/") > 1:
             raise RecipeError(f"there is no model folder `{name}`", where=where)
         return Source(name, name, None)
+    if recipe["model_revision"] != "main" and not (path / "adapter_config.json").exists():
+        raise RecipeError(
+            f"`model_revision` is for models of the Hub, and `{name}` is a folder here",
+            where=recipe.where("model_revision"),
+            hint="remove it",
+        )
     if not path.is_dir():
         raise RecipeError(f"`{name}` is a file, not a model folder", where=where)
     if (path / "adapter_config.json").exists():
@@ -192,10 +207,17 @@ def measure_model(recipe: Recipe, source: Source, dtype: str) -> ModelSize:
     """Count parameters on the meta device, adapters included, without loading a weight."""
     with _explained(recipe, f"the configuration of `{source.name}`", source.base):
         config = AutoConfig.from_pretrained(
-            source.base, revision=recipe["model_revision"], trust_remote_code=recipe["trust_remote_code"]
+            source.base,
+            revision=recipe["model_revision"],
+            trust_remote_code=recipe["trust_remote_code"],
+            **_mapping(recipe["model_init_kwargs"]),
         )
         with init_empty_weights():
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=recipe["trust_remote_code"])
+            model = AutoModelForCausalLM.from_config(
+                config,
+                trust_remote_code=recipe["trust_remote_code"],
+                attn_implementation=recipe["attn_implementation"],
+            )
     base = sum(parameter.numel() for parameter in model.parameters())
     linear = sum(
         module.weight.numel()
@@ -205,7 +227,9 @@ def measure_model(recipe: Recipe, source: Source, dtype: str) -> ModelSize:
     text = config.get_text_config()
     trainable, frozen, frozen_bytes = base, 0, 0.0
     if recipe["use_peft"] or source.adapter:
-        with init_empty_weights():
+        if not source.adapter:
+            _refuse_unfound(recipe, model)
+        with _explained(recipe, f"an adapter on `{source.name}`", source.base), init_empty_weights():
             adapted = get_peft_model(model, _adapter_config(recipe, source))
         trainable = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
         frozen = base
@@ -219,6 +243,27 @@ def measure_model(recipe: Recipe, source: Source, dtype: str) -> ModelSize:
         layers=text.num_hidden_layers,
         vocabulary=text.vocab_size,
     )
+
+
+def _refuse_unfound(recipe: Recipe, model: torch.nn.Module) -> None:
+    """Refuse names of modules that the model does not have. PEFT does without those when it finds any other."""
+    modules = [name for name, _ in model.named_modules()]
+    parameters = [name for name, _ in model.named_parameters()]
+    linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    for key, names in (
+        ("lora_target_modules", modules),
+        ("lora_modules_to_save", modules),
+        ("lora_target_parameters", parameters),
+    ):
+        wanted = recipe[key] if isinstance(recipe[key], list) else []
+        unfound = [each for each in wanted if not any(f".{name}".endswith(f".{each}") for name in names)]
+        if unfound and unfound != ["all-linear"]:
+            there = sorted({name.rpartition(".")[2] for name in linear})
+            raise RecipeError(
+                f"`{key}` names `{unfound[0]}`, which the model does not have",
+                where=recipe.where(key),
+                hint=f"it has {', '.join(there)}; `lora_target_modules: all-linear` takes all but the head",
+            )
 
 
 def fingerprint_model(recipe: Recipe, source: Source) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from rlhf_cli.data import Encoded, Rows, encode_rows, load_rows
 from rlhf_cli.machine import decide, detect_machine, is_first_process, quietly
@@ -17,6 +17,7 @@ from rlhf_cli.redaction import find_secrets
 from rlhf_cli.render import Renderer, make_renderer
 from rlhf_cli.run_dir import RunDir, output_dir_of, refuse_unusable
 from rlhf_cli.terminal import printable, say
+from rlhf_cli.trial import try_config
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class Prepared:
     run: RunDir
     material: Material
     plan: Plan
+    config: TrainingArguments
+    """What the trainer is told."""
 
 
 def prepare(recipe: Recipe, method: Method, *, resume: bool = False, overwrite: bool = False) -> Prepared:
@@ -68,7 +71,9 @@ def prepare(recipe: Recipe, method: Method, *, resume: bool = False, overwrite: 
         test=material.test.counts if material.test else None,
         sizes=sizes,
     )
-    return Prepared(recipe, run, material, plan)
+    with quietly():
+        config = try_config(recipe, method, plan)
+    return Prepared(recipe, run, material, plan, config)
 
 
 def gather(recipe: Recipe, method: Method, source: Source) -> Material:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_cli.errors import DataError, EnvironmentFault, Problem
+from rlhf_cli.errors import DataError, EnvironmentFault, Problem, RecipeError
 from rlhf_cli.files import BadLine, Raw, find_files, is_data_file, read_rows
 from rlhf_cli.layouts import Layout, choose_columns, find_layout, read_row, unfound_columns
 from rlhf_cli.recipe import Recipe
@@ -206,6 +206,7 @@ def _find(entry: Mapping[str, Any], split: str, *, first: bool) -> Iterator[tupl
     """The sources of one dataset: a name each, and its raw rows."""
     path = Path(str(entry["path"])).expanduser()
     if path.exists() and not entry.get("data_files"):
+        _refuse_unread(entry, path)
         if "[" in split:
             raise DataError(f"`{split}` takes a slice, which works with datasets of the Hub only", where=str(path))
         for file in find_files(path / (entry.get("data_dir") or ""), split, first=first):
@@ -214,6 +215,15 @@ def _find(entry: Mapping[str, Any], split: str, *, first: bool) -> Iterator[tupl
         raise DataError("no such data file", where=str(path), hint=_similar(path))
     else:
         yield f"{entry['path']}[{split}]", _hub_rows(entry, split)
+
+
+def _refuse_unread(entry: Mapping[str, Any], path: Path) -> None:
+    """Keys of an entry that say nothing about local files."""
+    if entry.get("name"):
+        what = f"`{entry['name']}` names a configuration (`dataset_config`, or `name`), and local files have none"
+        raise RecipeError(what, where=str(path), hint="remove it; `data_dir` of an entry names a folder within")
+    if entry.get("data_dir") and path.is_file():
+        raise RecipeError(f"`data_dir: {entry['data_dir']}` is for folders, and this is a file", where=str(path))
 
 
 def _looks_local(name: str) -> bool:

@@ -15,7 +15,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from rlhf_cli.card import write_card
 from rlhf_cli.checkpoints import CompleteCheckpoints, StopOnSignal
-from rlhf_cli.errors import EnvironmentFault, Interrupted, RecipeError
+from rlhf_cli.errors import Interrupted, RecipeError
 from rlhf_cli.faults import explained_faults
 from rlhf_cli.guards import FiniteGuard
 from rlhf_cli.machine import first_process_first, is_first_process, keep_freed_memory, quietly
@@ -30,6 +30,7 @@ from rlhf_cli.redaction import hide
 from rlhf_cli.resume import refuse_other_run
 from rlhf_cli.run_dir import RunDir, move_rank_log, step_of, take_run_dir, write_recipe
 from rlhf_cli.terminal import say, width
+from rlhf_cli.trial import explained_refusals
 
 
 def train(recipe: Recipe, method: Method, *, resume: bool = False, overwrite: bool = False) -> RunDir:
@@ -107,13 +108,8 @@ def _build_trainer(method: Method, prepared: Prepared, policy: Policy, stop: Sto
     plan = prepared.plan
     material = prepared.material
     data = Encodings(material.train.dataset, material.test.dataset if material.test else None)
-    try:
-        trainer = method.build_trainer(plan, policy, data)
-    except ValueError as error:
-        raise RecipeError(f"TRL refuses the recipe: {error}", where=str(prepared.recipe.path)) from error
-    except (ImportError, RuntimeError, OSError) as error:
-        # A tracker that is not installed, a Hub that cannot be reached, a device that is not there.
-        raise EnvironmentFault(f"this machine cannot run it: {error}", where=str(prepared.recipe.path)) from error
+    with explained_refusals(prepared.recipe):
+        trainer = method.build_trainer(prepared.config, policy, data)
     keep_trained_in_fp32(trainer.model)
     # TRL writes a card at every save, and before a push: of a local base it says that it is called None.
     trainer.create_model_card = lambda **_: _write_card(prepared, prepared.run.read_run().get("results") or {})

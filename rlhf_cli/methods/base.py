@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import Trainer
+    from transformers import Trainer, TrainingArguments
 
     from rlhf_cli.models import Policy
     from rlhf_cli.plan import Plan
@@ -34,8 +34,10 @@ class Method:
     """The dataclasses whose fields are the recipe's keys. Imports TRL, so only `make schema` calls it."""
     rows: str
     """The kind of row it trains on, as `rows.py` names them."""
-    build_trainer: Callable[[Plan, Policy, Encodings], Trainer]
-    """The trainer, ready to train. The one place where a method imports TRL."""
+    build_config: Callable[[Plan], TrainingArguments]
+    """What its trainer is told; TRL checks it. This and `build_trainer` are where a method imports TRL."""
+    build_trainer: Callable[[TrainingArguments, Policy, Encodings], Trainer]
+    """The trainer, ready to train."""
     keys: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     """Keys beyond TRL's, as JSON Schema."""
     defaults: Mapping[str, Any] = field(default_factory=dict)

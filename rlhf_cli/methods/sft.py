@@ -8,7 +8,7 @@ from rlhf_cli.methods.base import Method
 from rlhf_cli.rows import DEMONSTRATION
 
 if TYPE_CHECKING:
-    from transformers import Trainer
+    from transformers import Trainer, TrainingArguments
 
     from rlhf_cli.methods.base import Encodings
     from rlhf_cli.models import Policy
@@ -23,13 +23,20 @@ def config_classes() -> tuple[type, ...]:
     return ScriptArguments, SFTConfig, ModelConfig, DatasetMixtureConfig
 
 
-def build_trainer(plan: Plan, policy: Policy, data: Encodings) -> Trainer:
+def build_config(plan: Plan) -> TrainingArguments:
+    """What TRL's SFTTrainer is told."""
+    from trl import SFTConfig
+
+    return SFTConfig(**plan.arguments(SFTConfig))
+
+
+def build_trainer(config: TrainingArguments, policy: Policy, data: Encodings) -> Trainer:
     """TRL's SFTTrainer on rows that are tokens already."""
-    from trl import SFTConfig, SFTTrainer
+    from trl import SFTTrainer
 
     return SFTTrainer(
         model=policy.model,
-        args=SFTConfig(**plan.arguments(SFTConfig)),
+        args=config,
         train_dataset=data.train,
         eval_dataset=data.test,
         processing_class=policy.tokenizer,
@@ -41,6 +48,7 @@ METHOD = Method(
     summary="Supervised fine-tuning: learn to answer from examples",
     config_classes=config_classes,
     rows=DEMONSTRATION,
+    build_config=build_config,
     build_trainer=build_trainer,
     keys={
         "lora_task_type": {

@@ -212,7 +212,7 @@ def test_a_signal_ends_the_run_with_a_checkpoint(
     write_recipe: Callable[..., Path],
     tmp_path: Path,
 ) -> None:
-    recipe = write_recipe(max_steps=400, save_strategy="no")
+    recipe = write_recipe(max_steps=400, save_strategy="no", lr_scheduler_type="constant")
     command = start("sft", str(recipe))
     command.wait_for(lambda: "step 1/" in command.err())
     command.send(signum)
@@ -284,7 +284,7 @@ def test_resume_of_nothing_says_so_and_trains(
 def test_a_damaged_checkpoint_is_refused_by_name(
     name: str, fault: str, rlhf: Callable[..., Any], write_recipe: Callable[..., Path], tmp_path: Path
 ) -> None:
-    recipe = write_recipe(max_steps=2, save_steps=1)
+    recipe = write_recipe(max_steps=2, save_steps=1, lr_scheduler_type="constant")
     assert rlhf("sft", str(recipe)).code == 0
     file = tmp_path / "run/checkpoint-2" / name
     data = file.read_bytes()
@@ -301,13 +301,13 @@ def test_a_damaged_checkpoint_is_refused_by_name(
 def test_resume_refuses_another_recipe_and_other_data(
     rlhf: Callable[..., Any], write_recipe: Callable[..., Path], rows_file: Path, tmp_path: Path
 ) -> None:
-    recipe = write_recipe(save_steps=2)
+    recipe = write_recipe(save_steps=2, lr_scheduler_type="constant")
     assert rlhf("sft", str(recipe)).code == 0
     before = (tmp_path / "run/model.safetensors").read_bytes()
     changed = rlhf("sft", str(recipe), "--resume", "--max_steps", "6", "--learning_rate", "0.5", "--seed", "1")
     assert changed.code == 2
     assert "`learning_rate` was 0.001 and is now 0.5" in changed.err
-    assert "`seed` was null and is now 1" in changed.err
+    assert "`seed` was 42 and is now 1" in changed.err
     assert "max_steps" not in changed.err
     rows_file.write_text("".join(rows_file.read_text().splitlines(keepends=True)[:-1]))
     other = rlhf("sft", str(recipe), "--resume", "--max_steps", "6")
