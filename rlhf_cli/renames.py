@@ -38,7 +38,9 @@ _UNREAD = "nothing reads it"
 def _mixture(old: Any, written: Mapping[str, Any]) -> Translated:
     """alignment-handbook's `dataset_mixture`; a weight there is a share of that dataset."""
     old = old if isinstance(old, Mapping) else {"datasets": old}
-    items = [item if isinstance(item, Mapping) else {"id": item} for item in old.get("datasets") or []]
+    if not isinstance(old.get("datasets"), list):
+        return {"datasets": old.get("datasets")}, []
+    items = [item if isinstance(item, Mapping) else {"id": item} for item in old["datasets"]]
     entries = []
     lost: Lost = []
     for item in items:
@@ -166,7 +168,6 @@ RENAMED_VALUES: dict[tuple[str, str], str] = {
 
 _GONE = "transformers 5 does not have it; remove it"
 _TRL_GONE = "TRL 1 does not have it; remove it"
-_LAUNCH = "say it to the launcher: `accelerate launch … -m rlhf_cli`"
 
 IGNORED: dict[str, str] = {
     "overwrite_output_dir": "pass `--overwrite` or `--resume` on the command line",
@@ -187,9 +188,9 @@ IGNORED: dict[str, str] = {
     "dataset_batch_size": _TRL_GONE,
     "num_of_sequences": _TRL_GONE,
     "chars_per_token": _TRL_GONE,
-    "num_processes": _LAUNCH,
-    "nproc_per_node": _LAUNCH,
-    "accelerate_config": _LAUNCH,
+    "num_processes": "pass `--num-processes` on the command line",
+    "nproc_per_node": "pass `--num-processes` on the command line",
+    "accelerate_config": "pass `--accelerate-config` on the command line",
     "save_safetensors": "weights are always saved as safetensors",
     "logging_dir": "set TENSORBOARD_LOGGING_DIR in the environment, or under `env:`",
     "use_mps_device": _GONE,
@@ -203,7 +204,7 @@ IGNORED: dict[str, str] = {
     "half_precision_backend": _GONE,
     "fp16_opt_level": _GONE,
     "use_legacy_prediction_loop": _GONE,
-    "parallelism_config": _LAUNCH,
+    "parallelism_config": "say it in the file that `--accelerate-config` names",
 }
 """Keys without effect, and what to do instead. They are left out of the schemas."""
 

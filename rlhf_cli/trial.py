@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -69,6 +70,10 @@ def _try_optimizer(config: TrainingArguments) -> torch.optim.Optimizer:
     package = _NEEDS_THE_MODEL.get(config.optim.value.split("_")[0])
     if package is None:
         optimizer_class, arguments = Trainer.get_optimizer_cls_and_kwargs(config)
+        without = copy.copy(config)
+        without.optim_args = None
+        if config.optim_args and Trainer.get_optimizer_cls_and_kwargs(without)[1] == arguments:
+            raise ValueError(f"`optim: {config.optim.value}` reads no `optim_args: {config.optim_args}`")
         if not is_optimizer_factory(optimizer_class):
             optimizer: torch.optim.Optimizer = optimizer_class([number], **arguments)
             return optimizer

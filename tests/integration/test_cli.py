@@ -117,6 +117,7 @@ def _keys(path: Path) -> list[str]:
         ("recipe.yaml", "learning_rate=0.5"),
         ("--learning_rate", "0.5", "recipe.yaml"),
         ("--packing", "recipe.yaml", "learning_rate=0.5"),
+        ("--use_peft", "1", "recipe.yaml", "learning_rate=0.5", "--load_in_4bit", "0"),
         ("recipe.yaml", "learning_rate=0.5", "--lora_target_modules", "[q_proj, v_proj]", "--packing"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -69,6 +70,15 @@ def test_what_is_left_out_stays_out(tmp_path: Path) -> None:
          "set `max_length`, or `packing: false`"),
         ("padding_free: true", "3: `padding_free` without `packing` does not enforce `max_length` | "
          "set `packing: true`, or `max_length: null`"),
+        ("learning_rate: .nan", "3: `learning_rate` must be finite, got NaN | None"),
+        ("env: {A: .inf}", '3: `env` must be finite, got {"A": Infinity} | None'),
+        ("extends: 5", "3: `extends` must be a file name or a list of them | None"),
+        ("model_init_kwargs: {torch_dtype: float16}", '3: `model_init_kwargs` takes no key "torch_dtype" | '
+         "write it as a key of the recipe: `dtype`, `model_revision`, `attn_implementation`, `trust_remote_code`, "
+         "`load_in_4bit` …"),
+        ("optim_args: foo", '3: `optim_args` cannot be "foo" | such as `optim_args: rank=64, scale=0.1`'),
+        ("report_to: wandbb", '3: `report_to` cannot be "wandbb" | did you mean `wandb`?'),
+        ("hub_token: [hf_secret]", "3: `hub_token` must be text or null, got *** | None"),
         ("split_by: tree", "3: `split_by` says how to hold rows out, but not how many | "
          "add `test_split_size`, such as 0.1"),
     ],
@@ -127,6 +137,69 @@ def test_a_dataset_mixture_becomes_datasets(tmp_path: Path) -> None:
         {"path": "org/b", "split": "train[:25%]"},
     ]
     assert recipe["test_split_size"] == 100
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("dataset_mixer: {org/a: 0.25}", {"datasets": [{"path": "org/a", "split": "train", "fraction": 0.25}]}),
+        (
+            "dataset_mixer: {org/a: 1.0}\ndataset_splits: [train_sft, test_sft]\neval_strategy: epoch",
+            {"dataset_name": "org/a", "dataset_train_split": "train_sft", "dataset_test_split": "test_sft",
+             "eval_strategy": "epoch"},
+        ),
+        (
+            "dataset_splits: [train_sft]\ndataset_mixer: {org/a: 1.0, org/b: 0.25}\ndataset_configs: [x, y]",
+            {"dataset_train_split": "train_sft", "datasets": [
+                {"path": "org/a", "name": "x", "split": "train_sft"},
+                {"path": "org/b", "name": "y", "split": "train_sft[:25%]"},
+            ]},
+        ),
+        (
+            "dataset_mixer: {org/a: 1.0, org/b: 0.5}\ndataset_splits: [train_a, train_b]",
+            {"dataset_train_split": "train_a+train_b", "datasets": [
+                {"path": "org/a", "split": "train_a+train_b"},
+                {"path": "org/b", "split": "train_a[:50%]+train_b[:50%]"},
+            ]},
+        ),
+        ("dataset_mixture: {datasets: [{id: org/a, weight: 0.5}]}",
+         {"datasets": [{"path": "org/a", "split": "train", "fraction": 0.5}]}),
+        ("dataset_name: d\nchat_template: x\ntokenizer_name: org/t", {"dataset_name": "d", "chat_template": "x"}),
+        ("dataset_name: d\ntokenizer_name_or_path: org/t", {"dataset_name": "d", "chat_template_path": "org/t"}),
+        ("dataset_name: d\ntrain_on_inputs: false", {"dataset_name": "d"}),
+        ("dataset_name: d\ntrain_on_inputs: true",
+         {"dataset_name": "d", "assistant_only_loss": False, "completion_only_loss": False}),
+        ("dataset_name: d\ndisable_gradient_checkpointing: true",
+         {"dataset_name": "d", "activation_checkpointing": False}),
+    ],
+)  # fmt: skip
+def test_old_keys_are_translated(text: str, expected: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"model_name_or_path: m\n{text}\n")
+    values = read_recipe(path, method="sft").values
+    assert {key: value for key, value in values.items() if key != "model_name_or_path"} == expected
+
+
+def test_what_a_translation_drops_is_said(tmp_path: Path) -> None:
+    recipe = read(tmp_path, "chat_template: x\ntokenizer_name: t\n")
+    assert [warning.what for warning in recipe.warnings] == ["the template of `tokenizer_name` is ignored"]
+    path = tmp_path / "mixture.yaml"
+    path.write_text("model_name_or_path: m\ndataset_mixture: {datasets: [{id: a, speed: 1}], seed: 1, x: 2}\n")
+    said = [warning.what for warning in read_recipe(path, method="sft").warnings]
+    assert said[1:] == [
+        "the `speed` of an entry of `dataset_mixture` is ignored",
+        "the `seed` of `dataset_mixture` is ignored",
+        "the `x` of `dataset_mixture` is ignored",
+    ]
+
+
+@pytest.mark.parametrize("mixer", ["5", "{a: x}", "[a]", "{a: null, b: .nan}", "null"])
+def test_a_damaged_mixer_ends_in_words(mixer: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    for key in ("dataset_mixer", "dataset_mixture", "dataset_splits", "dataset_configs"):
+        path.write_text(f"model_name_or_path: m\n{key}: {mixer}\n")
+        with contextlib.suppress(RecipeError):
+            read_recipe(path, method="sft")
 
 
 def test_ignored_keys_are_named(tmp_path: Path) -> None:
@@ -203,6 +276,14 @@ def test_recipes_as_they_are_published_pass(text: str, tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(text)
     assert read_recipe(path, method="sft").warnings
+
+
+def test_keys_that_are_merged_in_have_a_line(tmp_path: Path) -> None:
+    recipe = read(tmp_path, "lr_scheduler_kwargs: &shared\n  learning_rate: 0.5\n<<: *shared\nseed: 1\n")
+    assert (recipe["learning_rate"], recipe["seed"]) == (0.5, 1)
+    assert recipe.where("learning_rate").endswith("recipe.yaml:4")
+    entries = read(tmp_path, "env: &a {X: 1}\nlr_scheduler_kwargs: {<<: *a, Y: 2}\n")
+    assert entries["lr_scheduler_kwargs"] == {"X": 1, "Y": 2}
 
 
 # --- inheritance and overrides ------------------------------------------------------------------------------
