@@ -14,15 +14,15 @@ from typing import Annotated, Any
 import typer
 
 from rlhf_cli import __version__
+from rlhf_cli.check import check_recipe
 from rlhf_cli.errors import Problem, RecipeError, UserError
 from rlhf_cli.launch import adopt_slurm, end_with_launcher
 from rlhf_cli.methods import METHODS
 from rlhf_cli.methods.base import Method
 from rlhf_cli.recipe import Recipe, apply_environment, read_recipe
-from rlhf_cli.redaction import hide_named
 from rlhf_cli.run_dir import RunDir, output_dir_of, refuse_unusable
 from rlhf_cli.schema import load_schema, method_names
-from rlhf_cli.terminal import paint, printable, say, say_error
+from rlhf_cli.terminal import printable, say, say_error
 
 app = typer.Typer(
     name="rlhf",
@@ -114,8 +114,11 @@ def _add_training_command(method: Method) -> None:
         from rlhf_cli.train import train
 
         if dry_run:
-            plan = prepare(checked, method, resume=resume, overwrite=overwrite).plan
+            refuse_unusable(RunDir(output_dir_of(checked)), checked, resume=resume, overwrite=overwrite)
+            plan = prepare(checked, method).plan
             typer.echo(json.dumps(plan.as_json(), default=str) if as_json else plan.as_text())
+            if not plan.fits:
+                say_error(plan.warning())
             return
         run = train(checked, method, resume=resume, overwrite=overwrite)
         if as_json:
@@ -221,6 +224,10 @@ def check(
     data: Annotated[
         bool, typer.Option("--data", help="The same, and their tokens, with one row as the model sees it.")
     ] = False,
+    fit: Annotated[bool, typer.Option("--fit", help="Plan the run, and say whether it fits into memory.")] = False,
+    probe: Annotated[
+        bool, typer.Option("--probe", help="The same, and train two steps to hold the estimate against.")
+    ] = False,
     resolved: Annotated[bool, typer.Option("--resolved", help="Show every value and the line it comes from.")] = False,
     form: Annotated[str, typer.Option("--format", help="human, json or github.")] = "human",
 ) -> None:
@@ -229,74 +236,13 @@ def check(
         raise RecipeError(f"--format cannot be {form}", hint="one of human, json, github")
     if method is not None and method not in method_names():
         raise RecipeError(f"unknown method `{method}`", hint=f"one of {', '.join(method_names())}")
-    depth = "tokens" if data else "rows" if rows else None
-    outcomes = [_check_one(name, method, depth=depth, resolved=resolved, form=form) for name in recipes]
+    asked = {"rows": rows or data, "tokens": data, "fit": fit or probe, "probe": probe}
+    wanted = frozenset(name for name, is_wanted in asked.items() if is_wanted)
+    outcomes = [check_recipe(name, method, wanted, form=form, resolved=resolved) for name in recipes]
     worst = max(code for _, code in outcomes)
     if form == "json":
         typer.echo(json.dumps({"ok": worst == 0, "recipes": [outcome for outcome, _ in outcomes]}, ensure_ascii=False))
     raise typer.Exit(worst)
-
-
-def _check_one(
-    name: str, method: str | None, *, depth: str | None, resolved: bool, form: str
-) -> tuple[dict[str, Any], int]:
-    """Check one recipe and show it; its outcome as JSON, and its exit code."""
-    recipe, hint, code = None, None, 0
-    outcome: dict[str, Any] = {"file": name}
-    try:
-        recipe = read_recipe(Path(name), method=method)
-        problems = recipe.warnings
-        if depth:
-            apply_environment(recipe)
-            outcome["data"] = _inspect(recipe, tokens=depth == "tokens", show=form == "human")
-    except UserError as error:
-        problems, hint, code = error.problems, error.hint, error.exit_code
-    if form == "human":
-        _show_check(name, recipe if code == 0 else None, problems, hint)
-        if recipe and resolved:
-            typer.echo(_resolved_text(recipe))
-    elif form == "github":
-        typer.echo("\n".join(problem.as_github() for problem in problems), nl=bool(problems))
-    return {**outcome, "ok": code == 0, "problems": [problem.as_json() for problem in problems]}, code
-
-
-def _show_check(name: str, recipe: Recipe | None, problems: Sequence[Problem], hint: str | None) -> None:
-    for problem in problems:
-        say_error(problem.as_text())
-    if hint:
-        say_error(f"hint: {hint}")
-    if recipe:
-        say(f"{paint('ok', 'good')} {name}: {recipe.method}, {len(recipe.values)} keys")
-
-
-def _inspect(recipe: Recipe, *, tokens: bool, show: bool) -> dict[str, Any]:
-    """Read every row, and with `tokens` turn it into tokens; show what was found."""
-    from rlhf_cli.survey import survey_rows
-
-    method = next(method for method in METHODS if method.command == recipe.method)
-    survey = survey_rows(recipe, method.rows)
-    if show:
-        typer.echo(survey.as_text())
-    if survey.stops_a_run:
-        raise survey.tally.error()
-    if not tokens:
-        return survey.as_json()
-    from rlhf_cli.findings import inspect_tokens
-
-    findings = inspect_tokens(recipe, method)
-    if show:
-        typer.echo(f"\n{findings.as_text()}")
-    return {**survey.as_json(), "tokens": findings.as_json()}
-
-
-def _resolved_text(recipe: Recipe) -> str:
-    """Every value written but secrets, as YAML, with the place it comes from."""
-    lines = [
-        (f"{key}: {json.dumps(value, ensure_ascii=False, default=str)}", recipe.where(key))
-        for key, value in hide_named(recipe.values).items()
-    ]
-    width = min(60, max((len(line) for line, _ in lines), default=0))
-    return "\n".join(f"{line:<{width}}  # {origin}" for line, origin in lines)
 
 
 @app.command()

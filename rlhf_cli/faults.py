@@ -11,7 +11,8 @@ import torch
 from safetensors import SafetensorError
 
 from rlhf_cli.errors import EnvironmentFault
-from rlhf_cli.plan import GIB, Plan
+from rlhf_cli.memory import GIB
+from rlhf_cli.plan import Plan
 from rlhf_cli.run_dir import RunDir
 
 _MEMORY_WORDS = ("can't allocate memory", "out of memory", "cannot allocate memory", "std::bad_alloc")
@@ -55,10 +56,9 @@ def _says(error: BaseException, words: tuple[str, ...]) -> bool:
 
 
 def _memory_fault(plan: Plan, error: BaseException) -> EnvironmentFault:
-    total = sum(plan.memory_gib.values())
     return EnvironmentFault(
-        f"out of memory: {_first_line(error)}; the plan wants about {total:.2f} GiB",
-        hint="lower `per_device_train_batch_size` and raise `gradient_accumulation_steps` by as much",
+        f"out of memory: {_first_line(error)}; the plan wants about {plan.memory.peak_gib:.2f} GiB",
+        hint=f"what should fit: {plan.smaller}",
     )
 
 

@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import psutil
 import torch
 import transformers
 from accelerate import PartialState
 
 from rlhf_cli.errors import EnvironmentFault
-from rlhf_cli.plan import GIB, Decision, Machine
+from rlhf_cli.memory import GIB
+from rlhf_cli.plan import Decision, Machine
 from rlhf_cli.recipe import Recipe
 from rlhf_cli.run_dir import output_dir_of
 
@@ -40,13 +42,25 @@ def detect_machine(*, use_cpu: bool = False) -> Machine:
     _refuse_crowd(torch.cuda.device_count() if on_gpus else os.cpu_count() or 1, "GPU" if on_gpus else "core")
     if on_gpus:
         properties = torch.cuda.get_device_properties(0)
-        memory = properties.total_memory / GIB
-        return Machine("cuda", properties.name, processes, threads, memory, bf16=torch.cuda.is_bf16_supported())
+        free, total = (amount / GIB for amount in torch.cuda.mem_get_info())
+        return Machine("cuda", properties.name, processes, threads, total, free, bf16=torch.cuda.is_bf16_supported())
     _refuse_sharding_on_cpu()
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
+    free, total = _main_memory()
     if not use_cpu and torch.backends.mps.is_available():
-        return Machine("mps", platform.processor() or "Apple", processes, threads, memory, bf16=True)
-    return Machine("cpu", _cpu_name(), processes, threads, memory, bf16=_cpu_computes_bf16())
+        return Machine("mps", platform.processor() or "Apple", processes, threads, total, free, bf16=True)
+    return Machine("cpu", _cpu_name(), processes, threads, total, free, bf16=_cpu_computes_bf16())
+
+
+def _main_memory() -> tuple[float, float]:
+    """GiB free and in all, of this machine or of what its container may have; shared by the processes on it."""
+    memory = psutil.virtual_memory()
+    total, free = memory.total, memory.available
+    limit, held = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.exists() and (allowed := limit.read_text(encoding="ascii").strip()).isdigit():
+        total = min(total, int(allowed))
+        free = min(free, total - int(held.read_text(encoding="ascii")))
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return free / processes / GIB, total / processes / GIB
 
 
 def _refuse_crowd(devices: int, kind: str) -> None:

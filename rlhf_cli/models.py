@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
 from peft import PeftConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from transformers import (
@@ -26,7 +25,7 @@ from transformers import (
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from rlhf_cli.errors import EnvironmentFault, RecipeError
-from rlhf_cli.plan import ModelSize, Plan, weight_bytes
+from rlhf_cli.plan import Plan
 from rlhf_cli.recipe import Recipe
 from rlhf_cli.render import ensure_chat_template
 
@@ -154,7 +153,7 @@ def load_tokenizer(recipe: Recipe, source: Source) -> tuple[PreTrainedTokenizerB
     folder = source.adapter if source.adapter and _has_tokenizer(Path(source.adapter)) else source.base
     if Path(folder).is_dir() and not _has_tokenizer(Path(folder)):
         raise RecipeError(f"`{source.name}` has no tokenizer: tokenizer.json is missing", where=where)
-    with _explained(recipe, f"the tokenizer of `{source.name}`", folder):
+    with explained_model(recipe, f"the tokenizer of `{source.name}`", folder):
         tokenizer = AutoTokenizer.from_pretrained(
             folder, revision=recipe["model_revision"], trust_remote_code=recipe["trust_remote_code"]
         )
@@ -190,7 +189,7 @@ def _recipe_template(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> str 
         return Path(path).read_text(encoding="utf-8")
     if str(path).endswith((".jinja", ".jinja2")):
         raise RecipeError(f"there is no chat template `{path}`", where=recipe.where("chat_template_path"))
-    with _explained(recipe, f"the tokenizer `{path}`", str(path)):
+    with explained_model(recipe, f"the tokenizer `{path}`", str(path)):
         other = AutoTokenizer.from_pretrained(path, trust_remote_code=recipe["trust_remote_code"])
     template = str(other.chat_template or "")
     lacking = [token for token in other.all_special_tokens if token in template and token not in tokenizer.get_vocab()]
@@ -201,69 +200,6 @@ def _recipe_template(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> str 
 
 
 # --- model ------------------------------------------------------------------------------------------------------
-
-
-def measure_model(recipe: Recipe, source: Source, dtype: str) -> ModelSize:
-    """Count parameters on the meta device, adapters included, without loading a weight."""
-    with _explained(recipe, f"the configuration of `{source.name}`", source.base):
-        config = AutoConfig.from_pretrained(
-            source.base,
-            revision=recipe["model_revision"],
-            trust_remote_code=recipe["trust_remote_code"],
-            **_mapping(recipe["model_init_kwargs"]),
-        )
-        with init_empty_weights():
-            model = AutoModelForCausalLM.from_config(
-                config,
-                trust_remote_code=recipe["trust_remote_code"],
-                attn_implementation=recipe["attn_implementation"],
-            )
-    base = sum(parameter.numel() for parameter in model.parameters())
-    linear = sum(
-        module.weight.numel()
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and "lm_head" not in name
-    )
-    text = config.get_text_config()
-    trainable, frozen, frozen_bytes = base, 0, 0.0
-    if recipe["use_peft"] or source.adapter:
-        if not source.adapter:
-            _refuse_unfound(recipe, model)
-        with _explained(recipe, f"an adapter on `{source.name}`", source.base), init_empty_weights():
-            adapted = get_peft_model(model, _adapter_config(recipe, source))
-        trainable = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
-        frozen = base
-        bits = 4.5 if recipe["load_in_4bit"] else 8.5 if recipe["load_in_8bit"] else 8 * weight_bytes(dtype)
-        frozen_bytes = linear * bits / 8 + (base - linear) * weight_bytes(dtype)
-    return ModelSize(
-        trainable=trainable,
-        frozen=frozen,
-        frozen_bytes=int(frozen_bytes),
-        hidden=text.hidden_size,
-        layers=text.num_hidden_layers,
-        vocabulary=text.vocab_size,
-    )
-
-
-def _refuse_unfound(recipe: Recipe, model: torch.nn.Module) -> None:
-    """Refuse names of modules that the model does not have. PEFT does without those when it finds any other."""
-    modules = [name for name, _ in model.named_modules()]
-    parameters = [name for name, _ in model.named_parameters()]
-    linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
-    for key, names in (
-        ("lora_target_modules", modules),
-        ("lora_modules_to_save", modules),
-        ("lora_target_parameters", parameters),
-    ):
-        wanted = recipe[key] if isinstance(recipe[key], list) else []
-        unfound = [each for each in wanted if not any(f".{name}".endswith(f".{each}") for name in names)]
-        if unfound and unfound != ["all-linear"]:
-            there = sorted({name.rpartition(".")[2] for name in linear})
-            raise RecipeError(
-                f"`{key}` names `{unfound[0]}`, which the model does not have",
-                where=recipe.where(key),
-                hint=f"it has {', '.join(there)}; `lora_target_modules: all-linear` takes all but the head",
-            )
 
 
 def fingerprint_model(recipe: Recipe, source: Source) -> str:
@@ -290,7 +226,8 @@ def fingerprint_model(recipe: Recipe, source: Source) -> str:
     return digest.hexdigest()
 
 
-def _adapter_config(recipe: Recipe, source: Source) -> PeftConfig:
+def adapter_config(recipe: Recipe, source: Source) -> PeftConfig:
+    """The adapter that is continued, or the one that the recipe describes."""
     if source.adapter:
         return PeftConfig.from_pretrained(source.adapter)
     return get_peft_config(_model_config(recipe, {}))
@@ -312,7 +249,7 @@ def load_policy(recipe: Recipe, plan: Plan, source: Source, tokenizer: PreTraine
     model_config = _model_config(recipe, {"dtype": plan.setting("dtype")})
     set_seed(recipe["seed"])  # a new adapter starts at random
     quantization = get_quantization_config(model_config)
-    with _explained(recipe, f"the model `{source.name}`", source.base):
+    with explained_model(recipe, f"the model `{source.name}`", source.base):
         model = AutoModelForCausalLM.from_pretrained(
             source.base,
             dtype=model_config.dtype,
@@ -322,12 +259,12 @@ def load_policy(recipe: Recipe, plan: Plan, source: Source, tokenizer: PreTraine
             quantization_config=quantization,
             use_safetensors=True,
             device_map={"": _own_device(plan.machine.device)} if quantization else None,
-            **_mapping(recipe["model_init_kwargs"]),
+            **as_mapping(recipe["model_init_kwargs"]),
         )
         if source.adapter:
             model = PeftModel.from_pretrained(model, source.adapter, is_trainable=True)
         elif recipe["use_peft"]:
-            model = get_peft_model(model, _adapter_config(recipe, source))
+            model = get_peft_model(model, adapter_config(recipe, source))
     return Policy(model, tokenizer, source)
 
 
@@ -336,7 +273,7 @@ def _own_device(device: str) -> str:
     return f"{device}:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" else device
 
 
-def _mapping(value: Any) -> dict[str, Any]:
+def as_mapping(value: Any) -> dict[str, Any]:
     """A mapping that TRL lets people write as JSON text too."""
     return dict(json.loads(value) if isinstance(value, str) else value or {})
 
@@ -378,7 +315,7 @@ def keep_trained_in_fp32(model: torch.nn.Module) -> None:
 
 
 @contextmanager
-def _explained(recipe: Recipe, what: str, name: str) -> Iterator[None]:
+def explained_model(recipe: Recipe, what: str, name: str) -> Iterator[None]:
     """Turn what transformers raises for an unusable model into one clear error."""
     where = recipe.where("model_name_or_path")
     try:

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_cli.errors import RecipeError
+from rlhf_cli.memory import Memory, ModelSize, estimate_memory, smallest_change
 from rlhf_cli.recipe import Recipe
 from rlhf_cli.redaction import hide_named
 
-GIB = 2**30
 _NOT_THE_TRAINERS = frozenset({
     # rows come as tokens, and the model loaded
     "assistant_only_loss", "completion_only_loss", "chat_template_path", "model_init_kwargs", "dataset_text_field",
@@ -25,7 +25,6 @@ _NOT_THE_TRAINERS = frozenset({
     # old checkpoints go only when the new one has its manifest
     "save_total_limit",
 })  # fmt: skip
-_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "auto": 4}
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,9 @@ class Machine:
     """Processes that train together."""
     threads: int
     memory_gib: float
-    """Of one device; for a CPU, of the machine."""
+    """Of one device; for a CPU, of the machine, or what its container may have."""
+    free_gib: float
+    """What of it nobody holds now."""
     bf16: bool
     """Whether bf16 is computed by hardware, not emulated."""
 
@@ -77,19 +78,6 @@ class Counts:
 
 
 @dataclass(frozen=True)
-class ModelSize:
-    """Parameters of one model, counted without loading it."""
-
-    trainable: int
-    frozen: int
-    frozen_bytes: int
-    hidden: int
-    """Width of the residual stream."""
-    layers: int
-    vocabulary: int
-
-
-@dataclass(frozen=True)
 class Plan:
     """The numbers of one run."""
 
@@ -105,12 +93,24 @@ class Plan:
     """Examples an optimizer step sees, over all processes and accumulation."""
     steps: int
     steps_per_epoch: int
-    memory_gib: dict[str, float]
-    """By role and part; of one device. An estimate."""
+    memory: Memory
+    """Of one device. An estimate."""
+    smaller: str
+    """The change of least consequence that should make it fit, where it does not or turns out not to."""
 
     def as_json(self) -> dict[str, Any]:
         """The plan as a JSON object."""
         return {**asdict(self), "output_dir": str(self.output_dir), "settings": self.public_settings()}
+
+    @property
+    def fits(self) -> bool:
+        """Whether the estimate is less than what is free."""
+        return self.memory.peak_gib <= self.machine.free_gib
+
+    def warning(self) -> str:
+        """What is said where it does not fit."""
+        needed, free = self.memory.peak_gib, self.machine.free_gib
+        return f"warning: about {needed:.2f} GiB are needed and {free:.2f} are free\nhint: {self.smaller} should fit"
 
     def public_settings(self) -> dict[str, Any]:
         """The settings that may be written down: all but tokens, and variables that may hold some."""
@@ -132,8 +132,7 @@ class Plan:
             rows += f", {self.test.used:,} held out"
         packs = f" in {counts.examples:,} packs" if counts.examples != counts.used else ""
         share = counts.loss_tokens / max(1, counts.tokens)
-        total = sum(self.memory_gib.values())
-        parts = ", ".join(f"{name} {_gib(amount)}" for name, amount in self.memory_gib.items())
+        parts = ", ".join(f"{name} {_gib(amount)}" for name, amount in self.memory.parts_gib.items())
         lines = [
             ("rows", f"{rows}; {counts.truncated:,} truncated"),
             (
@@ -145,7 +144,7 @@ class Plan:
                 "machine",
                 f"{machine.name}, {machine.processes} process{'es' if machine.processes > 1 else ''}",
             ),
-            ("memory", f"about {_gib(total)} of {machine.memory_gib:.1f} GiB: {parts}"),
+            ("memory", f"about {_gib(self.memory.peak_gib)} of {machine.free_gib:.1f} GiB free: {parts}"),
             *((key, f"{json.dumps(decision.value)}: {decision.reason}") for key, decision in self.decisions.items()),
             ("output", str(self.output_dir)),
         ]
@@ -194,17 +193,11 @@ def make_plan(
     batches = train.examples // per_step if value("dataloader_drop_last") else math.ceil(train.examples / per_step)
     steps_per_epoch = max(1, math.ceil(batches / accumulation))
     steps = value("max_steps") if value("max_steps") > 0 else math.ceil(value("num_train_epochs") * steps_per_epoch)
-    tokens_per_batch = value("per_device_train_batch_size") * train.longest
-    memory: dict[str, float] = {}
-    for role, size in sizes.items():
-        parts = _memory(
-            size,
-            tokens=tokens_per_batch,
-            optimizer=str(value("optim")),
-            checkpointing=bool(value("activation_checkpointing")),
-            compute_bytes=2 if value("bf16") or value("fp16") else 4,
-        )
-        memory.update({f"{role} {part}": amount for part, amount in parts.items()})
+    longest = value("per_device_train_batch_size") * train.longest
+    memory = estimate_memory(sizes, value, longest, device=machine.device)
+    # Where memory runs out although the plan had room, the estimate was too low: then a fifth less is a change.
+    room = min(machine.free_gib, 0.8 * memory.peak_gib)
+    smaller = smallest_change(sizes, value, longest, device=machine.device, room_gib=room) or _beyond(recipe)
     return Plan(
         method=recipe.method,
         output_dir=Path(value("output_dir")),
@@ -216,41 +209,17 @@ def make_plan(
         batch=per_step * accumulation,
         steps=steps,
         steps_per_epoch=steps_per_epoch,
-        memory_gib=memory,
+        memory=memory,
+        smaller=smaller,
     )
 
 
-def _memory(
-    size: ModelSize, *, tokens: int, optimizer: str, checkpointing: bool, compute_bytes: int
-) -> dict[str, float]:
-    """GiB by part.
-
-    Activations of a transformer layer take about 34 bytes a token and unit of width in 16 bits, attention scores
-    left out since they are never stored (Korthikanti et al. 2022, arXiv:2205.05198, eq. 2). With checkpointing, the
-    layer inputs stay and one layer is alive at a time.
-    """
-    adam_states = {"adamw_8bit": 2, "paged_adamw_8bit": 2, "adamw_bnb_8bit": 2, "sgd": 0, "adafactor": 0}
-    one_layer = 34 / 2 * compute_bytes * size.hidden * tokens
-    if checkpointing:
-        activations = size.layers * compute_bytes * size.hidden * tokens + one_layer
-    else:
-        activations = size.layers * one_layer
-    # TRL's fused head works in chunks of tokens; logits and their gradient exist for one chunk, in fp32.
-    logits = 2 * 4 * min(tokens, 256) * size.vocabulary
-    parts = {
-        "weights": size.trainable * 4 + size.frozen_bytes,
-        "gradients": size.trainable * 4,
-        "optimizer": size.trainable * adam_states.get(optimizer, 8),
-        "activations": activations,
-        "logits": logits,
-    }
-    return {name: amount / GIB for name, amount in parts.items()}
+def _beyond(recipe: Recipe) -> str:
+    """What is left where smaller batches do not help: changes of what is trained."""
+    steps = [] if recipe["use_peft"] else ["`use_peft: true`"]
+    steps += [] if recipe["load_in_4bit"] else ["`load_in_4bit: true`"]
+    return ", ".join([*steps, "a shorter `max_length`, or a smaller model"])
 
 
 def _gib(amount: float) -> str:
     return f"{amount:.2f}" if amount >= 0.005 else "<0.01"
-
-
-def weight_bytes(dtype: str | None) -> int:
-    """Bytes of one weight stored as `dtype`."""
-    return _BYTES.get(dtype or "float32", 4)

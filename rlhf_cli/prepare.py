@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from rlhf_cli.data import Encoded, Rows, encode_rows, load_rows
-from rlhf_cli.machine import decide, detect_machine, is_first_process, quietly
+from rlhf_cli.machine import decide, detect_machine, quietly
+from rlhf_cli.measure import Batch, measure_model
 from rlhf_cli.methods.base import Method
-from rlhf_cli.models import Source, find_source, load_tokenizer, measure_model
-from rlhf_cli.plan import Plan, make_plan
+from rlhf_cli.models import Source, find_source, load_tokenizer
+from rlhf_cli.plan import Counts, Decision, Machine, Plan, make_plan
 from rlhf_cli.recipe import Recipe
 from rlhf_cli.redaction import find_secrets
 from rlhf_cli.render import Renderer, make_renderer
-from rlhf_cli.run_dir import RunDir, output_dir_of, refuse_unusable
+from rlhf_cli.run_dir import RunDir, output_dir_of
 from rlhf_cli.terminal import printable, say
 from rlhf_cli.trial import try_config
 
@@ -46,8 +49,8 @@ class Prepared:
     """What the trainer is told."""
 
 
-def prepare(recipe: Recipe, method: Method, *, resume: bool = False, overwrite: bool = False) -> Prepared:
-    """Check data, model folder and output folder, and make the plan; `--dry-run` ends here.
+def prepare(recipe: Recipe, method: Method) -> Prepared:
+    """Check data and model folder, and make the plan; `--dry-run` ends here.
 
     Raises:
         UserError: when the run cannot start.
@@ -57,12 +60,11 @@ def prepare(recipe: Recipe, method: Method, *, resume: bool = False, overwrite: 
     adapts = bool(recipe["use_peft"] or source.adapter)
     decisions = decide(recipe, machine, method.defaults, adapts=adapts)
     run = RunDir(output_dir_of(recipe), find_secrets(recipe.values))
-    if is_first_process():
-        refuse_unusable(run, recipe, resume=resume, overwrite=overwrite)
     with quietly():
         material = gather(recipe, method, source)
         dtype = decisions["dtype"].value if "dtype" in decisions else recipe["dtype"]
-        sizes = {role: measure_model(recipe, source, str(dtype)) for role in method.roles}
+        batch = _longest_batch(recipe, decisions, machine, material.train.counts)
+        sizes = {role: measure_model(recipe, source, str(dtype), batch) for role in method.roles}
     plan = make_plan(
         recipe,
         decisions,
@@ -74,6 +76,18 @@ def prepare(recipe: Recipe, method: Method, *, resume: bool = False, overwrite: 
     with quietly():
         config = try_config(recipe, method, plan)
     return Prepared(recipe, run, material, plan, config)
+
+
+def _longest_batch(recipe: Recipe, decisions: Mapping[str, Decision], machine: Machine, counts: Counts) -> Batch:
+    computes_bf16 = decisions["bf16"].value if "bf16" in decisions else recipe["bf16"]
+    compute = torch.bfloat16 if computes_bf16 else torch.float16 if recipe["fp16"] else torch.float32
+    return Batch(
+        rows=recipe["per_device_train_batch_size"],
+        tokens=counts.longest,
+        packed=any(key in recipe and recipe[key] for key in ("packing", "padding_free")),
+        compute=compute,
+        device=machine.device,
+    )
 
 
 def gather(recipe: Recipe, method: Method, source: Source) -> Material:

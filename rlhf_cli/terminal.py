@@ -11,6 +11,12 @@ _COLOURS = {"error": "31", "warning": "33", "hint": "36", "good": "32", "bold": 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
+def put(text: str) -> None:
+    """Write a result to stdout."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
 def say(text: str) -> None:
     """Write a line to stderr."""
     if os.environ.get("RANK", "0") == "0":

@@ -28,8 +28,16 @@ from rlhf_cli.recipe import Recipe
 from rlhf_cli.record import recorded
 from rlhf_cli.redaction import hide
 from rlhf_cli.resume import refuse_other_run
-from rlhf_cli.run_dir import RunDir, move_rank_log, step_of, take_run_dir, write_recipe
-from rlhf_cli.terminal import say, width
+from rlhf_cli.run_dir import (
+    RunDir,
+    move_rank_log,
+    output_dir_of,
+    refuse_unusable,
+    step_of,
+    take_run_dir,
+    write_recipe,
+)
+from rlhf_cli.terminal import say, say_error, width
 from rlhf_cli.trial import explained_refusals
 
 
@@ -49,7 +57,9 @@ def train(recipe: Recipe, method: Method, *, resume: bool = False, overwrite: bo
         UserError: for everything the user can mend; `exit_code` says of what kind.
     """
     with StopOnSignal() as stop, ExitStack() as held:
-        prepared = prepare(recipe, method, resume=resume, overwrite=overwrite)
+        if is_first_process():
+            refuse_unusable(RunDir(output_dir_of(recipe)), recipe, resume=resume, overwrite=overwrite)
+        prepared = prepare(recipe, method)
         plan, run, material = prepared.plan, prepared.run, prepared.material
         if resume and _is_finished(run, plan):
             say(f"{run.path} is finished already; there is nothing to resume")
@@ -62,6 +72,8 @@ def train(recipe: Recipe, method: Method, *, resume: bool = False, overwrite: bo
                 write_recipe(run, recipe, plan.public_settings())
             move_rank_log(run)
         say(plan.as_text(width()))
+        if not plan.fits:
+            say_error(plan.warning())
         if plan.machine.device == "cpu":
             keep_freed_memory()
         with recorded(prepared), explained_faults(run, plan), quietly():

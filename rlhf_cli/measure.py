@@ -1,0 +1,202 @@
+"""A model's size, and what a step keeps of it, found without loading a weight or computing anything."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+
+import torch
+from accelerate import init_empty_weights
+from peft import get_peft_model
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from rlhf_cli.errors import RecipeError
+from rlhf_cli.memory import ModelSize, weight_bytes
+from rlhf_cli.models import Source, adapter_config, as_mapping, explained_model
+from rlhf_cli.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Bytes that wait for the backward pass."""
+
+    total: int
+    casts: int
+    """Copies of weights in the dtype of the computation."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The batch that is tried."""
+
+    rows: int
+    tokens: int
+    """Of a row."""
+    packed: bool
+    """Whether it is laid out as one long sequence of documents."""
+    compute: torch.dtype
+    device: str
+
+
+def measure_model(recipe: Recipe, source: Source, dtype: str, batch: Batch) -> ModelSize:
+    """Count a model's parameters, and what a forward pass over a batch keeps, without loading a weight.
+
+    Args:
+        recipe: For adapter and quantisation.
+        source: The model.
+        dtype: Of its frozen weights.
+        batch: The longest batch of the run.
+
+    Raises:
+        RecipeError: when the configuration cannot be used, or modules are named that the model does not have.
+    """
+    model = _describe(recipe, source)
+    base = sum(parameter.numel() for parameter in model.parameters())
+    linear = _linear_weights(model)
+    head = model.get_output_embeddings()
+    trunk, text = model.base_model, model.config.get_text_config()
+    trainable, frozen, frozen_bytes = base, 0, 0.0
+    if recipe["use_peft"] or source.adapter:
+        if not source.adapter:
+            _refuse_unfound(recipe, model)
+        with explained_model(recipe, f"an adapter on `{source.name}`", source.base), init_empty_weights():
+            model = get_peft_model(model, adapter_config(recipe, source))
+        trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        frozen = base
+        bits = 4.5 if recipe["load_in_4bit"] else 8.5 if recipe["load_in_8bit"] else 8 * weight_bytes(dtype)
+        frozen_bytes = linear * bits / 8 + (base - linear) * weight_bytes(dtype)
+        _store_frozen(model, torch.bfloat16 if bits < 16 else getattr(torch, dtype, torch.float32))
+    head_trains = head is not None and any(parameter.requires_grad for parameter in head.parameters())
+    kept = measure_kept(model, trunk, batch)
+    return ModelSize(
+        trainable=trainable,
+        frozen=frozen,
+        frozen_bytes=int(frozen_bytes),
+        hidden=text.hidden_size,
+        layers=text.num_hidden_layers,
+        vocabulary=text.vocab_size,
+        kept_bytes=kept.total,
+        cast_bytes=kept.casts,
+        head_trains=head_trains,
+    )
+
+
+def _describe(recipe: Recipe, source: Source) -> PreTrainedModel:
+    """The model on the meta device."""
+    with explained_model(recipe, f"the configuration of `{source.name}`", source.base):
+        config = AutoConfig.from_pretrained(
+            source.base,
+            revision=recipe["model_revision"],
+            trust_remote_code=recipe["trust_remote_code"],
+            **as_mapping(recipe["model_init_kwargs"]),
+        )
+        with init_empty_weights():
+            model = AutoModelForCausalLM.from_config(
+                config,
+                trust_remote_code=recipe["trust_remote_code"],
+                attn_implementation=recipe["attn_implementation"],
+            )
+        model.tie_weights()  # on the meta device what was shared has come apart
+        return model
+
+
+def _linear_weights(model: torch.nn.Module) -> int:
+    """Weights that quantisation makes smaller."""
+    return sum(
+        module.weight.numel()
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and "lm_head" not in name
+    )
+
+
+def _store_frozen(model: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Frozen weights as they are stored; quantised ones as they are computed with, since they are not kept twice."""
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)
+
+
+def _refuse_unfound(recipe: Recipe, model: torch.nn.Module) -> None:
+    """Refuse names of modules that the model does not have. PEFT does without those when it finds any other."""
+    modules = [name for name, _ in model.named_modules()]
+    parameters = [name for name, _ in model.named_parameters()]
+    linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    for key, names in (
+        ("lora_target_modules", modules),
+        ("lora_modules_to_save", modules),
+        ("lora_target_parameters", parameters),
+    ):
+        wanted = recipe[key] if isinstance(recipe[key], list) else []
+        unfound = [each for each in wanted if not any(f".{name}".endswith(f".{each}") for name in names)]
+        if unfound and unfound != ["all-linear"]:
+            there = sorted({name.rpartition(".")[2] for name in linear})
+            raise RecipeError(
+                f"`{key}` names `{unfound[0]}`, which the model does not have",
+                where=recipe.where(key),
+                hint=f"it has {', '.join(there)}; `lora_target_modules: all-linear` takes all but the head",
+            )
+
+
+def measure_kept(model: PreTrainedModel, trunk: torch.nn.Module, batch: Batch) -> Kept:
+    """Run the trunk forward with every operation's saved tensors counted, and none computed.
+
+    The kernels that would be chosen are those that are counted, attention's among them, for whatever architecture.
+
+    Args:
+        model: On the meta device, adapters included; its parameters are replaced.
+        trunk: The part of it below the head.
+        batch: What to feed it.
+    """
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        weights = _pretend(model, batch.device)
+        model.train()
+        kept: dict[int, tuple[torch.UntypedStorage, int, torch.Size]] = {}
+
+        def count(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if id(storage) not in weights:
+                kept[id(storage)] = (storage, storage.nbytes(), tensor.shape)
+            return tensor
+
+        autocast = batch.compute != torch.float32
+        with (
+            torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor),
+            torch.autocast(batch.device, dtype=batch.compute) if autocast else contextlib.nullcontext(),
+        ):
+            trunk(**_inputs(batch), use_cache=False)
+        shapes = {shape for parameter in model.parameters() for shape in (parameter.shape, parameter.shape[::-1])}
+        return Kept(
+            total=sum(size for _, size, _ in kept.values()),
+            casts=sum(size for _, size, shape in kept.values() if shape in shapes),
+        )
+
+
+def _inputs(batch: Batch) -> dict[str, torch.Tensor]:
+    if batch.packed:
+        shape = (1, batch.rows * batch.tokens)
+        return {
+            "input_ids": torch.zeros(shape, dtype=torch.long, device=batch.device),
+            "position_ids": torch.zeros(shape, dtype=torch.long, device=batch.device),
+            # Real position ids make such a mask; these have no values to make it from.
+            "attention_mask": torch.zeros((1, 1, shape[1], shape[1]), dtype=torch.bool, device=batch.device),
+        }
+    shape = (batch.rows, batch.tokens)
+    ids = torch.zeros(shape, dtype=torch.long, device=batch.device)
+    return {"input_ids": ids, "attention_mask": torch.ones(shape, dtype=torch.long, device=batch.device)}
+
+
+def _pretend(model: torch.nn.Module, device: str) -> set[int]:
+    """Give every parameter and buffer a body that is none, shared where they share; the ids of their storages."""
+    bodies: dict[int, torch.Tensor] = {}
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if tensor is None:
+                    continue
+                if id(tensor) not in bodies:
+                    body = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+                    is_weight = isinstance(tensor, torch.nn.Parameter)
+                    bodies[id(tensor)] = torch.nn.Parameter(body, tensor.requires_grad) if is_weight else body
+                tensors[name] = bodies[id(tensor)]
+    return {id(body.untyped_storage()) for body in bodies.values()}
