@@ -28,7 +28,7 @@ class Run:
     found_s: float | None
     """Until it wrote the text that was waited for."""
     peak_mib: float
-    """Resident memory of all its processes together, sampled; pages they share are divided among them."""
+    """Resident memory of all its processes together, sampled; pages that they share count once."""
 
 
 def run(command: Sequence[str], *, until: str | None = None, cwd: Path | None = None) -> Run:
@@ -63,7 +63,8 @@ def run(command: Sequence[str], *, until: str | None = None, cwd: Path | None = 
 
 def _watch_memory(session: int, ended: threading.Event, peak: list[float]) -> None:
     while not ended.wait(0.02):
-        peak[0] = max(peak[0], sum(map(_resident_mib, _processes_of(session))))
+        parts = [_memory_mib(folder) for folder in _processes_of(session)]
+        peak[0] = max(peak[0], sum(own for own, _ in parts) + max((shared for _, shared in parts), default=0))
 
 
 def _processes_of(session: int) -> list[Path]:
@@ -76,12 +77,15 @@ def _processes_of(session: int) -> list[Path]:
     return found
 
 
-def _resident_mib(folder: Path) -> float:
+def _memory_mib(folder: Path) -> tuple[float, float]:
+    """Resident pages of one process: its own, and those it shares."""
+    own = resident = 0
     with contextlib.suppress(OSError):
         for line in (folder / "smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) / 1024
-    return 0.0
+            name, _, rest = line.partition(":")
+            resident += int(rest.split()[0]) if name == "Rss" else 0
+            own += int(rest.split()[0]) if name in ("Private_Clean", "Private_Dirty") else 0
+    return own / 1024, (resident - own) / 1024
 
 
 def alternate(ways: dict[str, Callable[[], Run]], times: int) -> dict[str, list[Run]]:

@@ -23,6 +23,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     set_seed,
 )
+from transformers.utils import CONFIG_NAME, cached_file, extract_commit_hash
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from rlhf_cli.errors import EnvironmentFault, RecipeError
@@ -218,6 +219,7 @@ def measure_model(recipe: Recipe, source: Source, dtype: str) -> ModelSize:
                 trust_remote_code=recipe["trust_remote_code"],
                 attn_implementation=recipe["attn_implementation"],
             )
+        model.tie_weights()  # an empty weight is made for each of two that are one
     base = sum(parameter.numel() for parameter in model.parameters())
     linear = sum(
         module.weight.numel()
@@ -275,10 +277,8 @@ def fingerprint_model(recipe: Recipe, source: Source) -> str:
     for name in filter(None, (source.base, source.adapter)):
         folder = Path(name)
         if not folder.is_dir():
-            config = AutoConfig.from_pretrained(
-                name, revision=recipe["model_revision"], trust_remote_code=recipe["trust_remote_code"]
-            )
-            digest.update(str(config._commit_hash).encode())
+            file_here = cached_file(name, CONFIG_NAME, revision=recipe["model_revision"])
+            digest.update(str(extract_commit_hash(file_here, None)).encode())
             continue
         for file in sorted(folder.glob("*.safetensors")):
             size = file.stat().st_size
