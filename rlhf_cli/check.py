@@ -11,7 +11,7 @@ from rlhf_cli.errors import EnvironmentFault, Problem, UserError
 from rlhf_cli.methods import METHODS
 from rlhf_cli.methods.base import Method
 from rlhf_cli.recipe import Recipe, apply_environment, read_recipe
-from rlhf_cli.redaction import hide_named
+from rlhf_cli.redaction import find_secrets, hide_in, hide_named
 from rlhf_cli.terminal import paint, put, say, say_error
 
 
@@ -113,7 +113,7 @@ def _resolved_text(recipe: Recipe) -> str:
     """Every value written but secrets, as YAML, with the place it comes from."""
     lines = [
         (f"{key}: {json.dumps(value, ensure_ascii=False, default=str)}", recipe.where(key))
-        for key, value in hide_named(recipe.values).items()
+        for key, value in hide_in(hide_named(recipe.values), find_secrets(recipe.values)).items()
     ]
     width = min(60, max((len(line) for line, _ in lines), default=0))
     return "\n".join(f"{line:<{width}}  # {origin}" for line, origin in lines)

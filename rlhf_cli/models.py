@@ -15,13 +15,13 @@ import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     set_seed,
 )
+from transformers.utils import CONFIG_NAME, cached_file, extract_commit_hash
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from rlhf_cli.errors import EnvironmentFault, RecipeError
@@ -211,10 +211,8 @@ def fingerprint_model(recipe: Recipe, source: Source) -> str:
     for name in filter(None, (source.base, source.adapter)):
         folder = Path(name)
         if not folder.is_dir():
-            config = AutoConfig.from_pretrained(
-                name, revision=recipe["model_revision"], trust_remote_code=recipe["trust_remote_code"]
-            )
-            digest.update(str(config._commit_hash).encode())
+            file_here = cached_file(name, CONFIG_NAME, revision=recipe["model_revision"])
+            digest.update(str(extract_commit_hash(file_here, None)).encode())
             continue
         for file in sorted(folder.glob("*.safetensors")):
             size = file.stat().st_size

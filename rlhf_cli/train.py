@@ -15,7 +15,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from rlhf_cli.card import write_card
 from rlhf_cli.checkpoints import CompleteCheckpoints, StopOnSignal
-from rlhf_cli.errors import Interrupted, RecipeError
+from rlhf_cli.errors import EnvironmentFault, Interrupted, RecipeError
 from rlhf_cli.faults import explained_faults
 from rlhf_cli.guards import FiniteGuard
 from rlhf_cli.machine import first_process_first, is_first_process, keep_freed_memory, quietly
@@ -38,7 +38,7 @@ from rlhf_cli.run_dir import (
     write_recipe,
 )
 from rlhf_cli.terminal import say, say_error, width
-from rlhf_cli.trial import explained_refusals
+from rlhf_cli.trial import HUB_ERRORS, explained_refusals
 
 
 def train(recipe: Recipe, method: Method, *, resume: bool = False, overwrite: bool = False) -> RunDir:
@@ -152,7 +152,7 @@ def _restore(trainer: Trainer, checkpoint: Path) -> None:
 
 def _save(trainer: Trainer, prepared: Prepared) -> None:
     """Write the model, evaluate a last time, and leave state, results and card under the names HF gives them."""
-    trainer.save_model()
+    trainer.save_model(_internal_call=True)  # else it pushes at once, before results and card are there
     history, step = trainer.state.log_history, trainer.state.global_step
     summary: dict[str, Any] = next((entry for entry in reversed(history) if "train_runtime" in entry), {})
     trainer.save_metrics("train", {key: value for key, value in summary.items() if key != "step"})
@@ -168,7 +168,18 @@ def _save(trainer: Trainer, prepared: Prepared) -> None:
         prepared.run.update_run(steps_done=step, results=results)
     _write_card(prepared, results)
     if prepared.plan.setting("push_to_hub"):
+        _push(trainer, prepared)
+
+
+def _push(trainer: Trainer, prepared: Prepared) -> None:
+    try:
         trainer.push_to_hub()
+    except HUB_ERRORS as error:
+        run, name = prepared.run.path, trainer.hub_model_id
+        raise EnvironmentFault(
+            f"the model is trained and saved in {run}, but the Hub does not take it: {error}",
+            hint=f"hf upload {name} {run}",
+        ) from error
 
 
 def _write_card(prepared: Prepared, results: Mapping[str, Any]) -> None:

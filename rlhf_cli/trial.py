@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from huggingface_hub.errors import HfHubHTTPError
 from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_optimizer import is_optimizer_factory
@@ -18,6 +19,9 @@ from rlhf_cli.methods.base import Method
 from rlhf_cli.plan import Plan
 from rlhf_cli.recipe import Recipe
 
+HUB_ERRORS: tuple[type[Exception], ...] = HfHubHTTPError.__bases__
+"""What a Hub that refuses or cannot be reached raises: OSError, and the error of whichever client it is asked with."""
+_MACHINE_ERRORS = (ImportError, RuntimeError, *HUB_ERRORS)
 _NEEDS_THE_MODEL = {"galore": "galore_torch", "apollo": "apollo_torch", "lomo": "lomo_optim", "adalomo": "lomo_optim"}
 """Optimizers that cannot be built without the weights, and the package of each."""
 
@@ -51,7 +55,7 @@ def explained_refusals(recipe: Recipe) -> Iterator[None]:
         yield
     except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
         raise RecipeError(f"TRL refuses the recipe: {error}", where=where) from error
-    except (ImportError, RuntimeError, OSError) as error:
+    except _MACHINE_ERRORS as error:
         # A tracker that is not installed, a Hub that cannot be reached, a device that is not there.
         raise EnvironmentFault(f"this machine cannot run it: {error}", where=where) from error
 

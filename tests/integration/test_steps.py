@@ -1,0 +1,80 @@
+"""The plan's steps are those that transformers trains."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from accelerate.data_loader import BatchSamplerShard
+from torch.utils.data import BatchSampler, SequentialSampler
+from transformers import Trainer
+
+from rlhf_cli.methods import METHODS
+from rlhf_cli.methods.base import Encodings
+from rlhf_cli.models import load_policy
+from rlhf_cli.prepare import prepare
+from rlhf_cli.recipe import read_recipe
+
+SETTINGS: list[dict[str, Any]] = [
+    {},
+    {"dataloader_drop_last": True, "per_device_train_batch_size": 3},
+    {"dataloader_drop_last": True, "per_device_train_batch_size": 3, "gradient_accumulation_steps": 4},
+    {"gradient_accumulation_steps": 3},
+    {"gradient_accumulation_steps": 50},
+    {"num_train_epochs": 0.3},
+    {"num_train_epochs": 2.5, "gradient_accumulation_steps": 7, "per_device_train_batch_size": 3},
+    {"num_train_epochs": 1.7, "packing": True, "per_device_train_batch_size": 2},
+    {"max_steps": 5, "num_train_epochs": 9},
+    {"packing": True, "shuffle_dataset": True},
+    {"packing": True, "packing_strategy": "wrapped", "shuffle_dataset": True},
+    {"train_sampling_strategy": "group_by_length"},
+    {"test_split_size": 0.3, "eval_packing": True},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=json.dumps)
+def test_the_plan_has_the_steps_of_the_trainer(
+    settings: dict[str, Any],
+    write_recipe: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = read_recipe(write_recipe(**{"max_steps": None, "use_cpu": True, **settings}), method="sft")
+    prepared = prepare(recipe, METHODS[0])
+    material, plan = prepared.material, prepared.plan
+    policy = load_policy(recipe, plan, material.source, material.tokenizer)
+    data = Encodings(material.train.dataset, material.test.dataset if material.test else None)
+    trainer: Trainer = METHODS[0].build_trainer(prepared.config, policy, data)
+    values = trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())
+    assert len(trainer.train_dataset) == plan.train.examples
+    assert (plan.steps, plan.steps_per_epoch) == (values[-1], values[1])
+    if data.test is not None:
+        assert len(trainer.eval_dataset) == material.test.counts.examples
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize("batch", [1, 3, 7])
+def test_several_processes_share_the_batches_as_planned(
+    drop_last: bool, processes: int, batch: int, tmp_path: Path
+) -> None:
+    from tests.unit.test_keys import plan_of
+
+    sampler = BatchSampler(SequentialSampler(range(40)), batch, drop_last)
+    shards = {len(BatchSamplerShard(sampler, processes, index)) for index in range(processes)}
+    values = {"per_device_train_batch_size": batch, "dataloader_drop_last": drop_last, "num_train_epochs": 1}
+    assert {plan_of(values, examples=40, processes=processes).steps} == shards
+
+
+def test_a_run_that_dropped_its_last_batch_is_finished(
+    rlhf: Callable[..., Any], write_recipe: Callable[..., Path]
+) -> None:
+    recipe = write_recipe(max_steps=None, num_train_epochs=1, per_device_train_batch_size=3, dataloader_drop_last=True)
+    assert rlhf("sft", str(recipe)).code == 0
+    again = rlhf("sft", str(recipe), "--resume")
+    assert again.code == 0
+    assert "finished already" in again.err
