@@ -8,17 +8,22 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from datasets import Dataset, Features, Json, concatenate_datasets
+from datasets import Dataset, Features, Json, List, Value, concatenate_datasets
 from trl import pack_dataset
 
 from rlhf_cli.errors import DataError
 from rlhf_cli.plan import Counts
 from rlhf_cli.recipe import Recipe
 from rlhf_cli.render import IGNORED_LABEL, Renderer
+from rlhf_cli.rows import BadRow
 from rlhf_cli.sources import Checked, Tally, entries_of, hold_out, read_entry
 
 _CHUNK = 1000
-_ROW = Features({"row": Json()})
+_ROW = Features({"row": Json(), "where": Value("string")})
+_TOKENS = Features({
+    "input_ids": List(Value("int32")), "labels": List(Value("int32")), "seen": Value("int32"),
+    "carrying": Value("int32"), "fault": Value("string"), "where": Value("string"),
+})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -26,7 +31,7 @@ class Rows:
     """The rows of a run, checked and read into one of the four shapes."""
 
     train: Dataset
-    """One column, `row`."""
+    """Columns `row`, and `where` it stands."""
     test: Dataset | None
     sources: list[dict[str, Any]]
     """What was read: name, layout, rows, and the hash of every local file."""
@@ -103,10 +108,10 @@ def _load_split(recipe: Recipe, split: str, kind: str, *, first: bool) -> _Split
 
 def _collect(recipe: Recipe, checked: Iterator[Checked]) -> tuple[Dataset, list[Any]]:
     """The rows as a dataset, and the group of each."""
-    chunks = [Dataset.from_dict({"row": []}, features=_ROW)]
+    chunks = [Dataset.from_dict({"row": [], "where": []}, features=_ROW)]
     groups: list[Any] = []
     while chunk := list(islice(checked, _CHUNK)):
-        chunks.append(Dataset.from_list([{"row": each.row} for each in chunk], features=_ROW))
+        chunks.append(Dataset.from_list([{"row": each.row, "where": each.where} for each in chunk], features=_ROW))
         groups += [each.group(recipe["split_by"]) for each in chunk]
     return concatenate_datasets(chunks), groups
 
@@ -139,60 +144,96 @@ def _named(recipe: Recipe) -> str:
 # --- tokens -----------------------------------------------------------------------------------------------------
 
 
-def encode_rows(rows: Dataset, renderer: Renderer, recipe: Recipe, *, bad: int = 0, packing: bool = False) -> Encoded:
-    """Turn rows into tokens and labels, and foretell what the trainer will make of them.
+def encode_rows(rows: Dataset, renderer: Renderer, recipe: Recipe, *, packing: bool = False) -> Encoded:
+    """Turn rows into tokens and labels, without those that carry no loss, and foretell what the trainer makes of them.
 
     Args:
-        rows: With the column `row`.
+        rows: With the columns `row` and `where`.
         renderer: For the run's tokenizer.
-        recipe: For `max_length`, `truncation_mode`, `packing_strategy` and `dataset_num_proc`.
-        bad: Rows left out before, for the counts.
+        recipe: For `max_length`, `truncation_mode`, `packing_strategy`, `dataset_num_proc` and `skip_bad_rows`.
         packing: Whether the trainer packs this split.
-    """
 
-    max_length, mode = recipe["max_length"], recipe["truncation_mode"]
+    Raises:
+        DataError: when the chat template refuses rows, or none carries loss.
+    """
+    window = _window_of(recipe, packing=packing)
 
     def encode(example: dict[str, Any]) -> dict[str, Any]:
-        tokens = renderer.encode(example["row"])
-        seen = _window(tokens.labels, max_length, mode)
+        try:
+            tokens = renderer.encode(example["row"])
+        except BadRow as error:
+            return {"input_ids": [], "labels": [], "seen": 0, "carrying": 0, "fault": str(error)}
+        seen = tokens.labels[window]
         carrying = sum(label != IGNORED_LABEL for label in seen)
-        return {"input_ids": tokens.input_ids, "labels": tokens.labels, "seen": len(seen), "carrying": carrying}
+        counts = {"seen": len(seen), "carrying": carrying}
+        return {"input_ids": tokens.input_ids, "labels": tokens.labels, **counts, "fault": ""}
 
     # With a fingerprint given, none is computed, which would pickle the whole tokenizer.
     fingerprint = secrets.token_hex(8)
-    mapped = rows.map(encode, remove_columns=["row"], num_proc=recipe["dataset_num_proc"], new_fingerprint=fingerprint)
-    dataset = mapped.select_columns(["input_ids", "labels"])
-    lengths = [len(ids) for ids in dataset.with_format("arrow")["input_ids"]]
-    # TRL drops rows without loss only while it truncates, not while it packs.
-    keeps_all = packing or max_length is None
-    kept = [(s, c) for s, c in zip(mapped["seen"], mapped["carrying"], strict=True) if c or keeps_all]
-    used, loss_tokens = [seen for seen, _ in kept], sum(carrying for _, carrying in kept)
-    truncated = sum(length > max_length for length in lengths) if max_length else 0
-    examples, longest = len(used), max(used, default=0)
-    if packing and loss_tokens:
-        packed = pack_dataset(dataset, max_length, recipe["packing_strategy"])
-        examples, longest = len(packed), max_length
-    counts = Counts(
-        read=len(rows) + bad,
-        bad=bad,
-        masked=len(rows) - len(used),
-        used=len(used),
-        truncated=truncated,
-        examples=examples,
-        tokens=sum(used),
-        loss_tokens=loss_tokens,
-        longest=longest,
+    mapped = rows.map(
+        encode,
+        remove_columns=["row"],
+        num_proc=recipe["dataset_num_proc"],
+        new_fingerprint=fingerprint,
+        features=_TOKENS,
     )
-    if not loss_tokens:
+    bad = _refuse_faults(mapped, recipe)
+    carrying = mapped["carrying"]
+    kept = [index for index, count in enumerate(carrying) if count]
+    if not kept:
         raise DataError(
-            f"no row carries loss within max_length {max_length}: prompts fill it",
+            f"no row carries loss within max_length {recipe['max_length']}: prompts fill it",
             where=recipe.where("max_length"),
             hint="raise `max_length`",
         )
-    return Encoded(dataset, counts, lengths)
+    used = mapped.select(kept) if len(kept) < len(mapped) else mapped
+    dataset = used.select_columns(["input_ids", "labels"])
+    lengths = [len(ids) for ids in dataset.with_format("arrow")["input_ids"]]
+    return Encoded(dataset, _count(used, lengths, recipe, packing=packing, read=len(rows), bad=bad), lengths)
 
 
-def _window(labels: list[int], max_length: int | None, mode: str) -> list[int]:
-    if max_length is None:
-        return labels
-    return labels[-max_length:] if mode == "keep_end" else labels[:max_length]
+def _window_of(recipe: Recipe, *, packing: bool) -> slice:
+    """The part of a row that is trained on."""
+    max_length = recipe["max_length"]
+    if max_length is None or _cuts_nothing(recipe, packing=packing):
+        return slice(None)
+    return slice(-max_length, None) if recipe["truncation_mode"] == "keep_end" and not packing else slice(max_length)
+
+
+def _cuts_nothing(recipe: Recipe, *, packing: bool) -> bool:
+    """Whether what is longer than a pack goes on in the next one."""
+    return packing and recipe["packing_strategy"] in ("bfd_split", "wrapped")
+
+
+def _refuse_faults(mapped: Dataset, recipe: Recipe) -> int:
+    """How many rows the chat template refuses; an error where they are not to be left out."""
+    tally = Tally()
+    for where, fault in zip(mapped["where"], mapped["fault"], strict=True):
+        if fault:
+            tally.add_bad(where, fault)
+    if tally.bad and not recipe["skip_bad_rows"]:
+        raise tally.error()
+    return tally.bad
+
+
+def _count(
+    used: Dataset, lengths: list[int], recipe: Recipe, *, packing: bool, read: int, bad: int
+) -> Counts:  # fmt: skip
+    max_length = recipe["max_length"]
+    tokens, loss_tokens = sum(used["seen"]), sum(used["carrying"])
+    examples, longest = len(used), max(used["seen"])
+    cuts = max_length is not None and not _cuts_nothing(recipe, packing=packing)
+    if packing:
+        packed = pack_dataset(used.select_columns(["input_ids", "labels"]), max_length, recipe["packing_strategy"])
+        examples, longest = len(packed), max_length
+    return Counts(
+        read=read,
+        bad=bad,
+        masked=read - bad - len(used),
+        used=len(used),
+        truncated=sum(length > max_length for length in lengths) if cuts else 0,
+        examples=examples,
+        tokens=tokens,
+        loss_tokens=loss_tokens,
+        longest=longest,
+    )

@@ -14,7 +14,7 @@ from rlhf_cli.methods.base import Method
 from rlhf_cli.models import find_source
 from rlhf_cli.prepare import Material, gather
 from rlhf_cli.recipe import Recipe
-from rlhf_cli.render import IGNORED_LABEL
+from rlhf_cli.render import IGNORED_LABEL, marked_template
 from rlhf_cli.rows import row_text
 from rlhf_cli.survey import Finding, draw_histogram, histogram, list_findings
 from rlhf_cli.terminal import paint, printable
@@ -124,7 +124,7 @@ def _describe_template(material: Material, recipe: Recipe) -> str:
         whose = "ours, since the tokenizer has none"
     else:
         whose = "the recipe's" if recipe["chat_template"] or recipe["chat_template_path"] else "the tokenizer's"
-    how = "its generation marks" if material.renderer.marked_template else "rendering turn by turn"
+    how = "its generation marks" if marked_template(material.tokenizer) else "rendering turn by turn"
     return f"{whose}; answers are found by {how}"
 
 

@@ -81,7 +81,7 @@ def _ask(question: str, answer: str, *, context: str = "", system: str = "") -> 
 
     def read(row: Mapping[str, Any]) -> list[Row]:
         asked = "\n\n".join([text_of(row, question), *_present(row, context)])
-        opening = [{"role": "system", "content": text} for text in _present(row, system)]
+        opening = [{"role": "system", "content": text} for text in _present(row, system)] + _history(row)
         return [
             {
                 "prompt": [*opening, {"role": "user", "content": asked}],
@@ -90,6 +90,15 @@ def _ask(question: str, answer: str, *, context: str = "", system: str = "") -> 
         ]
 
     return read
+
+
+def _history(row: Mapping[str, Any]) -> Messages:
+    """Turns before the question, where a row has them as pairs of question and answer."""
+    pairs = row.get("history") or []
+    if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+        raise BadRow("`history` must be a list of pairs of question and answer")
+    turns = [turn for pair in pairs for turn in zip(("user", "assistant"), pair, strict=True)]
+    return messages_of([{"role": role, "content": text} for role, text in turns], "history") if turns else []
 
 
 def _present(row: Mapping[str, Any], column: str) -> list[str]:
@@ -262,7 +271,8 @@ LAYOUTS: tuple[Layout, ...] = (
         "comparison", "info summaries choice",
         lambda row: [_chosen(pair) for pair in _read_comparison(row)], _read_comparison,
     ),
-    _layout("alpaca", "instruction output", _ask("instruction", "output", context="input"), optional="input"),
+    _layout("alpaca", "instruction output", _ask("instruction", "output", context="input", system="system"),
+            optional="input system history"),
     _layout("dolly", "instruction response", _ask("instruction", "response", context="context"), optional="context"),
     _layout("self-instruct", "instruction instances", _read_self_instruct),
     _layout("sharegpt", "conversations", _read_sharegpt, optional="system tools"),

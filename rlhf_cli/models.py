@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import TemplateError, TemplateSyntaxError
 from peft import PeftConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from transformers import (
@@ -168,7 +169,22 @@ def load_tokenizer(recipe: Recipe, source: Source) -> tuple[PreTrainedTokenizerB
         raise RecipeError("the tokenizer has no end-of-sequence token", where=where, hint="name one with `eos_token`")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer, ensure_chat_template(tokenizer, _recipe_template(recipe, tokenizer))
+    own = ensure_chat_template(tokenizer, _recipe_template(recipe, tokenizer))
+    _refuse_broken_template(recipe, tokenizer)
+    return tokenizer, own
+
+
+def _refuse_broken_template(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a template that is not Jinja; one that refuses this conversation may still take the rows."""
+    try:
+        tokenizer.apply_chat_template([{"role": "user", "content": "?"}], tokenize=False)
+    except TemplateSyntaxError as error:
+        key = next((key for key in ("chat_template", "chat_template_path") if recipe[key]), "model_name_or_path")
+        raise RecipeError(
+            f"the chat template is no Jinja: line {error.lineno}: {error.message}", where=recipe.where(key)
+        ) from None
+    except (TemplateError, ValueError, TypeError, KeyError, IndexError):
+        return
 
 
 def _has_tokenizer(folder: Path) -> bool:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
-from rlhf_cli.data import Encoded, Rows, encode_rows, load_rows
+from rlhf_cli.data import Encoded, Rows, load_rows
 from rlhf_cli.machine import decide, detect_machine, quietly
 from rlhf_cli.measure import Batch, measure_model
 from rlhf_cli.methods.base import Method
@@ -17,7 +16,6 @@ from rlhf_cli.models import Source, find_source, load_tokenizer
 from rlhf_cli.plan import Counts, Decision, Machine, Plan, make_plan
 from rlhf_cli.recipe import Recipe
 from rlhf_cli.redaction import find_secrets
-from rlhf_cli.render import Renderer, make_renderer
 from rlhf_cli.run_dir import RunDir, output_dir_of
 from rlhf_cli.terminal import printable, say
 from rlhf_cli.trial import try_config
@@ -31,7 +29,6 @@ class Material:
     tokenizer: PreTrainedTokenizerBase
     own_template: bool
     """Whether the tokenizer had no chat template, and got ours."""
-    renderer: Renderer
     rows: Rows
     train: Encoded
     test: Encoded | None
@@ -97,18 +94,9 @@ def gather(recipe: Recipe, method: Method, source: Source) -> Material:
     for read in rows.sources:
         say(f"{printable(read['name'])}: {read['rows']:,} rows as {read['layout']}")
 
-    def setting(key: str) -> Any:
-        return recipe[key] if key in recipe else method.defaults.get(key, recipe[key])
-
-    renderer = make_renderer(
-        tokenizer,
-        assistant_only=setting("assistant_only_loss"),
-        completion_only=setting("completion_only_loss"),
-    )
-    packing = setting("packing")
-    train = encode_rows(rows.train, renderer, recipe, bad=rows.bad, packing=packing)
-    test = None
-    if rows.test is not None:
-        eval_packing = packing if setting("eval_packing") is None else setting("eval_packing")
-        test = encode_rows(rows.test, renderer, recipe, packing=eval_packing)
-    return Material(source, tokenizer, own_template, renderer, rows, train, test)
+    filled = recipe.with_defaults(method.defaults)
+    train = method.encode(rows.train, tokenizer, filled, "train")
+    counts = replace(train.counts, read=train.counts.read + rows.bad, bad=train.counts.bad + rows.bad)
+    train = replace(train, counts=counts)
+    test = method.encode(rows.test, tokenizer, filled, "test") if rows.test is not None else None
+    return Material(source, tokenizer, own_template, rows, train, test)

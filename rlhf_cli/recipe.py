@@ -9,7 +9,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,10 @@ class Recipe:
         if key in self.values:
             return self.values[key]
         return self.schema["properties"][key].get("default")
+
+    def with_defaults(self, defaults: Mapping[str, Any]) -> Recipe:
+        """The recipe with values for keys it leaves out."""
+        return replace(self, values={**defaults, **self.values})
 
     def where(self, key: str) -> str:
         """`file:line` of a key, or the file where the key is left out."""

@@ -12,12 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
 from trl.chat_template_utils import get_training_chat_template, has_generation_markers
 
-from rlhf_cli.errors import DataError
+from rlhf_cli.rows import BadRow
 
 IGNORED_LABEL = -100
+_STAND_IN = "(an answer)"
 TEMPLATE_FILE = Path(__file__).with_name("chat_template.jinja")
 
 Messages = Sequence[Mapping[str, Any]]
@@ -48,8 +51,16 @@ class Renderer:
         """Turn a row into tokens and labels.
 
         Raises:
-            DataError: when the chat template does not show where an answer starts.
+            BadRow: when the chat template refuses the row, or does not show where an answer starts.
         """
+        try:
+            return self._encode(row)
+        except (TemplateError, TypeError, ValueError, UnicodeEncodeError) as error:
+            if isinstance(error, BadRow):
+                raise
+            raise BadRow(f"the chat template refuses it: {error}") from error
+
+    def _encode(self, row: Mapping[str, Any]) -> Tokens:
         if "text" in row:
             return self._encode_text("", row["text"])
         if "messages" in row:
@@ -80,22 +91,22 @@ class Renderer:
         return _label(encoded["input_ids"], encoded["offset_mapping"], spans)
 
     def _encode_marked(self, messages: Messages, prompt_turns: int, beside: Mapping[str, Any]) -> Tokens:
-        encoded = self.tokenizer.apply_chat_template(
-            list(messages),
+        text, spans = self._marked_spans(messages, beside)
+        if prompt_turns and self.completion_only:
+            start = self._prompt_end(text, messages[:prompt_turns], beside)
+            spans = [(max(begin, start), end) for begin, end in spans if end > start]
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return _label(encoded["input_ids"], encoded["offset_mapping"], spans)
+
+    def _marked_spans(self, messages: Messages, beside: Mapping[str, Any]) -> tuple[str, list[tuple[int, int]]]:
+        """The rendered conversation, and where its template's generation marks stand in it, in characters."""
+        (text,), (spans,) = render_jinja_template(
+            [list(messages)],
             chat_template=self.marked_template,
-            return_dict=True,
             return_assistant_tokens_mask=True,
-            tokenizer_kwargs={"return_offsets_mapping": True},
-            **beside,
+            **{**self.tokenizer.special_tokens_map, **beside},
         )
-        text = self._text(messages, beside)
-        start = self._prompt_end(text, messages[:prompt_turns], beside) if self.completion_only else 0
-        carries = [
-            bool(marked) and begin >= start
-            for marked, (begin, _) in zip(encoded["assistant_masks"], encoded["offset_mapping"], strict=True)
-        ]
-        ids = list(encoded["input_ids"])
-        return Tokens(ids, [token if loss else IGNORED_LABEL for token, loss in zip(ids, carries, strict=True)])
+        return text, list(spans)
 
     def _text(self, messages: Messages, beside: Mapping[str, Any], *, ask: bool = False) -> str:
         """The rendered conversation; with `ask`, up to where the assistant would begin."""
@@ -124,20 +135,26 @@ class Renderer:
             if turn < first or message["role"] != "assistant":
                 continue
             through = self._text(messages[: turn + 1], beside)
-            if turn == 0:
-                start = through.find(message["content"].strip())
-            else:
-                start = (
-                    len(before) if through.startswith(before := self._text(messages[:turn], beside, ask=True)) else -1
-                )
+            start = self._answer_start(through, messages[:turn], message, beside)
             if start < 0 or not text.startswith(through):
-                raise DataError(
+                raise BadRow(
                     "the chat template renders earlier turns differently once later ones follow, so the answers "
-                    "cannot be told from the rest",
-                    hint="give a `chat_template_path` with {% generation %} marks, or set `assistant_only_loss: false`",
+                    "cannot be told from the rest: give a `chat_template_path` with {% generation %} marks, or set "
+                    "`assistant_only_loss: false`"
                 )
             spans.append((start, start + self._answer_length(through[start:])))
         return spans
+
+    def _answer_start(
+        self, through: str, before: Messages, answer: Mapping[str, Any], beside: Mapping[str, Any]
+    ) -> int:
+        """Characters in front of an answer, its header included; -1 where that cannot be told."""
+        if before:
+            header = self._text(before, beside, ask=True)
+        else:
+            # Nothing can be asked of an empty conversation: the header is what stands before another answer.
+            header, _, _ = self._text([{**answer, "content": _STAND_IN}], beside).partition(_STAND_IN)
+        return len(header) if through.startswith(header) else -1
 
     def _answer_length(self, tail: str) -> int:
         """Characters of an answer up to and with its end-of-turn token, without what the template adds behind it."""
@@ -158,10 +175,11 @@ def make_renderer(
         assistant_only: The recipe's `assistant_only_loss`.
         completion_only: The recipe's `completion_only_loss`; None means where there is a prompt.
     """
-    return Renderer(tokenizer, assistant_only, completion_only is not False, _marked_template(tokenizer))
+    return Renderer(tokenizer, assistant_only, completion_only is not False, marked_template(tokenizer))
 
 
-def _marked_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
+def marked_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The tokenizer's chat template, or its twin that TRL knows, if either has generation marks."""
     if has_generation_markers(tokenizer.chat_template):
         return None if isinstance(tokenizer.chat_template, dict) else str(tokenizer.chat_template)
     try:
@@ -193,11 +211,21 @@ def _starts_with_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def _label(ids: Sequence[int], offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> Tokens:
-    """Labels for the tokens that reach into a span; a token without characters, such as BOS, never does."""
-    labels = [
-        token if any(begin < end and begin < stop and start < end for start, stop in spans) else IGNORED_LABEL
-        for token, (begin, end) in zip(ids, offsets, strict=True)
-    ]
+    """Labels for the tokens that reach into a span; a token without characters, such as BOS, never does.
+
+    Args:
+        ids: Tokens.
+        offsets: Where each begins and ends in the text; in order.
+        spans: What carries loss; in order.
+    """
+    labels = [IGNORED_LABEL] * len(ids)
+    waiting = iter(spans)
+    start, stop = next(waiting, (0, 0))
+    for index, (begin, end) in enumerate(offsets):
+        while stop <= begin and start < stop:
+            start, stop = next(waiting, (0, 0))
+        if begin < end and begin < stop and start < end:
+            labels[index] = ids[index]
     return Tokens(list(ids), labels)
 
 

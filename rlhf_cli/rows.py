@@ -18,6 +18,7 @@ and `margin`, how much better the chosen answer is, beside a preference.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -35,6 +36,7 @@ _SPEAKERS = {
     "human": "user", "prompter": "user", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant",
 }  # fmt: skip
 """Who speaks, in the words of each layout."""
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 
 
@@ -53,7 +55,13 @@ def text_of(row: Mapping[str, Any], column: str) -> str:
         raise BadRow(f"`{column}` must be text, got {kind_of(value)}")
     if not value.strip():
         raise BadRow(f"`{column}` is empty")
+    _refuse_half_characters(value, column)
     return value
+
+
+def _refuse_half_characters(text: str, name: str) -> None:
+    if _SURROGATE.search(text):
+        raise BadRow(f"`{name}` holds half a character (a lone surrogate), which no text can have")
 
 
 def messages_of(value: Any, column: str, *, answered: bool = True) -> Messages:
@@ -92,6 +100,7 @@ def _message(message: Any, name: str) -> dict[str, Any]:
         raise BadRow(f"`{name}` has no text as content, got {kind_of(content)}")
     elif not content.strip() and role in ("user", "assistant") and not extras.get("tool_calls"):
         raise BadRow(f"`{name}` is empty")
+    _refuse_half_characters(content, name)
     return {"role": role, "content": content, **extras}
 
 
@@ -143,8 +152,21 @@ def _shared_turns(one: Messages, other: Messages) -> int:
 
 
 def kept_beside(row: Mapping[str, Any]) -> Row:
-    """What may stand beside a conversation, where the row has it."""
-    return {key: row[key] for key in KEPT_BESIDE if row.get(key) is not None}
+    """What may stand beside a conversation, where the row has it; as text it is read as JSON.
+
+    Raises:
+        BadRow: when the text is no JSON.
+    """
+    return {key: _from_json(row[key], key) for key in KEPT_BESIDE if row.get(key) not in (None, "", [])}
+
+
+def _from_json(value: Any, column: str) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError as error:
+        raise BadRow(f"`{column}` is neither a list nor JSON: {error.msg}") from None
 
 
 def prompt_text(row: Row) -> str:

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import Trainer, TrainingArguments
+    from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 
+    from rlhf_cli.data import Encoded
     from rlhf_cli.models import Policy
     from rlhf_cli.plan import Plan
+    from rlhf_cli.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class Method:
     """The dataclasses whose fields are the recipe's keys. Imports TRL, so only `make schema` calls it."""
     rows: str
     """The kind of row it trains on, as `rows.py` names them."""
+    encode: Callable[[Dataset, PreTrainedTokenizerBase, Recipe, str], Encoded]
+    """Rows into tokens: of the split "train" or "test", by the tokenizer and the recipe with `defaults` filled in."""
     build_config: Callable[[Plan], TrainingArguments]
     """What its trainer is told; TRL checks it. This and `build_trainer` are where a method imports TRL."""
     build_trainer: Callable[[TrainingArguments, Policy, Encodings], Trainer]

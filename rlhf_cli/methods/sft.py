@@ -8,11 +8,14 @@ from rlhf_cli.methods.base import Method
 from rlhf_cli.rows import DEMONSTRATION
 
 if TYPE_CHECKING:
-    from transformers import Trainer, TrainingArguments
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 
+    from rlhf_cli.data import Encoded
     from rlhf_cli.methods.base import Encodings
     from rlhf_cli.models import Policy
     from rlhf_cli.plan import Plan
+    from rlhf_cli.recipe import Recipe
 
 
 def config_classes() -> tuple[type, ...]:
@@ -21,6 +24,18 @@ def config_classes() -> tuple[type, ...]:
     from trl.scripts.utils import DatasetMixtureConfig
 
     return ScriptArguments, SFTConfig, ModelConfig, DatasetMixtureConfig
+
+
+def encode(rows: Dataset, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, split: str) -> Encoded:
+    """Tokens, and labels where the loss is."""
+    from rlhf_cli.data import encode_rows
+    from rlhf_cli.render import make_renderer
+
+    renderer = make_renderer(
+        tokenizer, assistant_only=recipe["assistant_only_loss"], completion_only=recipe["completion_only_loss"]
+    )
+    packs_tests = recipe["packing"] if recipe["eval_packing"] is None else recipe["eval_packing"]
+    return encode_rows(rows, renderer, recipe, packing=recipe["packing"] if split == "train" else packs_tests)
 
 
 def build_config(plan: Plan) -> TrainingArguments:
@@ -48,6 +63,7 @@ METHOD = Method(
     summary="Supervised fine-tuning: learn to answer from examples",
     config_classes=config_classes,
     rows=DEMONSTRATION,
+    encode=encode,
     build_config=build_config,
     build_trainer=build_trainer,
     keys={

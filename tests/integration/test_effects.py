@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from datasets import Dataset
 from transformers import AutoConfig
 
@@ -21,12 +22,15 @@ from rlhf_cli import cli
 from rlhf_cli.data import encode_rows
 from rlhf_cli.demo.tiny import build_tiny_model
 from rlhf_cli.machine import quietly
+from rlhf_cli.measure import Batch, measure_model
 from rlhf_cli.methods import METHODS
-from rlhf_cli.models import load_policy, measure_model
+from rlhf_cli.models import load_policy
 from rlhf_cli.prepare import prepare
 from rlhf_cli.recipe import read_recipe
 from rlhf_cli.render import Tokens
 from rlhf_cli.run_dir import write_text
+
+BATCH = Batch(rows=1, tokens=8, packed=False, compute=torch.float32, device="cpu")
 
 
 def run_process(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -79,7 +83,7 @@ def test_rows_are_encoded_by_as_many_processes_as_asked(write_recipe: Callable[.
         def encode(self, row: Any) -> Tokens:
             return Tokens(input_ids=[os.getpid()], labels=[1])
 
-    rows = Dataset.from_list([{"row": number} for number in range(8)])
+    rows = Dataset.from_list([{"row": number, "where": f"a:{number}"} for number in range(8)])
     for wanted, expected in ((None, {os.getpid()}), (2, 2)):
         recipe = read_recipe(write_recipe(dataset_num_proc=wanted), method="sft")
         with quietly():
@@ -99,7 +103,7 @@ def test_attention_and_arguments_reach_the_model(
     model = load_policy(recipe, prepared.plan, prepared.material.source, prepared.material.tokenizer).model
     assert model.config._attn_implementation == attention
     assert len(model.model.layers) == 1
-    size = measure_model(recipe, prepared.material.source, "float32")
+    size = measure_model(recipe, prepared.material.source, "float32", BATCH)
     assert size.trainable == sum(parameter.numel() for parameter in model.parameters())
     assert size.layers == 1
 
@@ -115,7 +119,7 @@ def test_quantised_weights_are_planned_as_large_as_they_are(
     prepared = prepare(recipe, METHODS[0])
     model = load_policy(recipe, prepared.plan, prepared.material.source, prepared.material.tokenizer).model
     frozen = sum(p.numel() * p.element_size() for p in model.parameters() if not p.requires_grad)
-    planned = measure_model(recipe, prepared.material.source, "bfloat16").frozen_bytes
+    planned = measure_model(recipe, prepared.material.source, "bfloat16", BATCH).frozen_bytes
     # The scales of the blocks are no parameters: up to an eighth on top.
     assert frozen <= planned <= 1.15 * frozen
 

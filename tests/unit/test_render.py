@@ -12,8 +12,8 @@ from datasets import Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
-from rlhf_cli.errors import DataError
 from rlhf_cli.render import IGNORED_LABEL, TEMPLATE_FILE, Tokens, ensure_chat_template, make_renderer
+from rlhf_cli.rows import BadRow
 
 CONVERSATION = [
     {"role": "system", "content": "Be brief."},
@@ -89,6 +89,22 @@ def test_an_answer_that_comes_first_carries_loss(chat: PreTrainedTokenizerBase) 
     assert pieces(chat, encode(chat, row)) == ["Hello!<|im_end|>"]
 
 
+def test_a_short_answer_that_comes_first_is_not_found_in_its_header(chat: PreTrainedTokenizerBase) -> None:
+    """`a` also stands in the word assistant."""
+    row = {"messages": [{"role": "assistant", "content": "a"}, {"role": "user", "content": "b"}]}
+    assert pieces(chat, encode(chat, row)) == ["a<|im_end|>"]
+
+
+REFUSING = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+
+
+def test_a_row_that_the_template_refuses_is_bad(chat: PreTrainedTokenizerBase) -> None:
+    chat.chat_template = REFUSING + chat.chat_template
+    system = {"role": "system", "content": "Be brief."}
+    with pytest.raises(BadRow, match="the chat template refuses it: System role not supported"):
+        encode(chat, {"messages": [system, *CONVERSATION[1:]]})
+
+
 def test_assistant_only_loss_false_brings_back_all_tokens(chat: PreTrainedTokenizerBase) -> None:
     tokens = encode(chat, {"messages": CONVERSATION}, assistant_only=False)
     assert tokens.labels == tokens.input_ids
@@ -110,7 +126,7 @@ def test_a_plain_completion_carries_loss_with_its_end(base: PreTrainedTokenizerB
 
 def test_a_template_that_forgets_turns_is_refused(chat: PreTrainedTokenizerBase) -> None:
     chat.chat_template = FORGETFUL
-    with pytest.raises(DataError, match="renders earlier turns differently"):
+    with pytest.raises(BadRow, match="renders earlier turns differently"):
         encode(chat, {"messages": CONVERSATION})
 
 
