@@ -22,7 +22,7 @@ from rlhf_cli.recipe import Recipe
 
 HUB_ERRORS = cast("tuple[type[Exception], ...]", HfHubHTTPError.__bases__)
 """What a Hub that refuses or cannot be reached raises: OSError, and the error of whichever client it is asked with."""
-_MACHINE_ERRORS = (ImportError, RuntimeError, *HUB_ERRORS)
+_MACHINE_ERRORS: tuple[type[Exception], ...] = (ImportError, RuntimeError, *HUB_ERRORS)
 _NEEDS_THE_MODEL = {"galore": "galore_torch", "apollo": "apollo_torch", "lomo": "lomo_optim", "adalomo": "lomo_optim"}
 """Optimizers that cannot be built without the weights, and the package of each."""
 
