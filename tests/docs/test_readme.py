@@ -29,7 +29,7 @@ def test_the_tree_has_every_file_with_its_first_line() -> None:
 
 
 def test_the_annotated_recipe_passes(tmp_path: Path) -> None:
-    (recipe,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    recipe = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)[0]
     path = tmp_path / "recipe.yaml"
     path.write_text(recipe)
     assert not read_recipe(path).warnings
@@ -44,8 +44,9 @@ def test_the_shown_error_is_the_one_given(rlhf: Callable[..., Any], tmp_path: Pa
 
 
 def test_the_rows_shown_train(rlhf: Callable[..., Any], write_recipe: Callable[..., Path], tmp_path: Path) -> None:
-    rows = re.findall(r"^\| [\w ,-]+ \| `(\{.*\})` \|$", README, re.MULTILINE)
-    assert len(rows) == 8
+    table = [line for line in README.splitlines() if line.startswith("| ") and "`{" in line]
+    rows = [row for line in table for row in re.findall(r"`(\{.*?\})`", line)]
+    assert len(rows) > len(table) > 8
     for number, row in enumerate(rows):
         (tmp_path / f"{number}.jsonl").write_text(row + "\n")
         recipe = write_recipe(dataset_name=f"{number}.jsonl", max_steps=1, output_dir=f"run-{number}")
