@@ -334,9 +334,9 @@ def generate(
     if not prompt and prompts is None:
         raise RecipeError("nothing to answer", hint="give `--prompt TEXT` or `--prompts FILE`")
     say(f"loading {run}")
-    from rlhf_cli.generate import Sampling, answer_prompts, read_prompts
+    from rlhf_cli.generate import Sampling, answer_prompts, as_user, read_prompts
 
-    questions = [*(prompt or []), *(read_prompts(prompts) if prompts else [])]
+    questions = [*map(as_user, prompt or []), *(read_prompts(prompts) if prompts else [])]
     sampling = Sampling(max_new_tokens, temperature, batch_size, seed)
     answers = answer_prompts(run, questions, sampling, baseline=baseline)
     for answer in answers:

@@ -7,6 +7,7 @@ import csv
 import gzip
 import io
 import json
+import re
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -55,7 +56,13 @@ def find_files(path: Path, split: str, *, first: bool) -> list[Path]:
         if not first:
             raise _no_split(path, split, [])
         return [path]
-    below = sorted(file for file in path.rglob("*") if file.is_file() and is_data_file(file))
+    if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
+        raise DataError(
+            "this is a folder of `save_to_disk`, which cannot be read here",
+            where=str(path),
+            hint="write it with `Dataset.to_json` or `Dataset.to_parquet`",
+        )
+    below = sorted(file for file in path.rglob("*") if file.is_file() and is_data_file(file) and _is_data(file, path))
     if not below:
         raise DataError("the folder holds no data files", where=str(path), hint=f"one of {', '.join(READABLE)}")
     named = [file for file in below if _belongs(file, path, split)]
@@ -76,10 +83,22 @@ def _no_split(path: Path, split: str, there: list[str]) -> DataError:
     )
 
 
+def _is_data(file: Path, folder: Path) -> bool:
+    """Whether a file holds rows: not the description of a dataset, nor anything of a run."""
+    if file.name in _METADATA:
+        return False
+    inner = [parent for parent in file.parents if parent.is_relative_to(folder)]
+    return not any((parent / "rlhf" / "run.json").exists() for parent in inner)
+
+
+_METADATA = ("dataset_info.json", "dataset_infos.json", "metadata.json")
+
+
 def _belongs(file: Path, folder: Path, split: str) -> bool:
     parts = [part.split(".")[0].lower() for part in file.relative_to(folder).parts]
     wanted = _SPLIT_NAMES.get(split, (split,))
-    return any(part == name or part.startswith((f"{name}-", f"{name}_")) for part in parts for name in wanted)
+    # train-00000-of-00002 and train_1 are parts of train; train_sft is a split of its own.
+    return any(re.fullmatch(rf"{re.escape(name)}([-_.]\d.*)?", part) for part in parts for name in wanted)
 
 
 def read_rows(path: Path) -> Iterator[Raw]:
@@ -196,10 +215,14 @@ def _read_line(path: Path, number: int, line: bytes) -> Iterator[Raw]:
     except RecursionError:
         yield where, BadLine("not a row: nested too deeply")
         return
-    yield (
-        where,
-        row if isinstance(row, dict) else BadLine(f"a row is a JSON object, this is {json.dumps(row)[:40]}"),
-    )
+    yield where, _as_row(row)
+
+
+def _as_row(value: Any) -> Mapping[str, Any] | BadLine:
+    """A JSON value as a row; text by itself is a prompt."""
+    if isinstance(value, str):
+        return {"prompt": value}
+    return value if isinstance(value, dict) else BadLine(f"a row is a JSON object, this is {json.dumps(value)[:40]}")
 
 
 def _read_array(path: Path, text: str) -> Iterator[Raw]:
@@ -222,11 +245,12 @@ def _read_array(path: Path, text: str) -> Iterator[Raw]:
         except json.JSONDecodeError as error:
             yield f"{path}:{error.lineno}", BadLine(f"not JSON at column {error.colno}: {error.msg}")
             return
-        yield where, row if isinstance(row, dict) else BadLine("a row is a JSON object, this is none")
+        yield where, _as_row(row)
 
 
 def _read_csv(path: Path) -> Iterator[Raw]:
     with _open_text(path) as file:
+        csv.field_size_limit(_LONGEST_CELL)
         reader = csv.DictReader(file, restkey="\0more", strict=True)
         try:
             for row in reader:
@@ -245,6 +269,10 @@ def _read_csv(path: Path) -> Iterator[Raw]:
                     yield where, row
         except csv.Error as error:
             yield f"{path}:{reader.line_num}", BadLine(f"not CSV: {error}")
+
+
+_LONGEST_CELL = 2**30
+"""Characters; Python's own limit of 128 KiB is less than many a text."""
 
 
 def _read_parquet(path: Path) -> Iterator[Raw]:

@@ -11,43 +11,39 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from rlhf_cli.errors import DataError, RecipeError
-from rlhf_cli.files import BadLine, is_data_file, read_rows
+from rlhf_cli.files import is_data_file, read_rows
 from rlhf_cli.machine import detect_machine, quietly
 from rlhf_cli.models import load_for_generation
+from rlhf_cli.rows import PROMPT
 from rlhf_cli.run_dir import RunDir
+from rlhf_cli.sources import Tally, read_raws
 
 Prompt = str | list[dict[str, Any]]
+"""Plain text, which is continued, or a conversation, which is answered."""
 
 
 def read_prompts(path: Path) -> list[Prompt]:
-    """Prompts from a text file, one a line, or from the rows of a data file.
+    """Prompts from a text file, one a line, or from the rows of a data file, whatever their layout.
 
     Raises:
-        DataError: when a row has no prompt.
+        DataError: when a row has no prompt; it names every one.
     """
     if not path.is_file():
         raise DataError("no such file of prompts", where=str(path))
     if not is_data_file(path):
-        return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    prompts = []
-    for where, row in read_rows(path):
-        if isinstance(row, BadLine):
-            raise DataError(str(row), where=where)
-        prompts.append(_prompt_of(row, where))
-    return prompts
+        return [as_user(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    tally = Tally()
+    checked = list(read_raws(str(path), read_rows(path), tally, kind=PROMPT))
+    if tally.bad:
+        raise tally.error()
+    # A prompt alone is said to the assistant; one that stood before a plain completion was trained as plain text.
+    alone = tally.sources[0]["layout"] == "prompt"
+    return [as_user(each.row["prompt"]) if alone else each.row["prompt"] for each in checked]
 
 
-def _prompt_of(row: Any, where: str) -> Prompt:
-    if "prompt" in row:
-        return row["prompt"]  # type: ignore[no-any-return]
-    if "instruction" in row:
-        return "\n\n".join(part for part in (row["instruction"], row.get("input")) if part)
-    if row.get("messages"):
-        messages = list(row["messages"])
-        while messages and messages[-1]["role"] == "assistant":
-            messages.pop()
-        return messages
-    raise DataError("the row has no prompt, instruction or messages", where=where)
+def as_user(prompt: Prompt) -> Prompt:
+    """A text as the turn of a user."""
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
 
 
 @dataclass(frozen=True)
@@ -69,7 +65,7 @@ def answer_prompts(
 
     Args:
         name: A run folder, a model folder or a Hub id.
-        prompts: Texts, which become user turns, or conversations.
+        prompts: Texts to continue, or conversations to answer.
         sampling: How to answer.
         baseline: Ask the model the run started from as well.
 
@@ -79,18 +75,21 @@ def answer_prompts(
     Raises:
         UserError: when there is no model to ask.
     """
+    record = RunDir(Path(name)).read_run()
     names = {"answer": name}
     if baseline:
-        start = RunDir(Path(name)).read_run().get("model", {}).get("name")
+        start = record.get("model", {}).get("name")
         if start is None:
             raise RecipeError(f"`{name}` does not say what it was trained from", hint="--baseline needs a run folder")
         names = {"baseline": start, **names}
+    settings = record.get("plan", {}).get("settings", {})
+    trusted = {key: settings[key] for key in ("model_revision", "trust_remote_code") if settings.get(key)}
     machine = detect_machine()
     dtype = "bfloat16" if machine.bf16 and machine.device != "cpu" else "float32"
     columns = {}
     for column, model_name in names.items():
         with quietly():
-            model, tokenizer = load_for_generation(model_name, dtype=dtype, device=machine.device)
+            model, tokenizer = load_for_generation(model_name, dtype=dtype, device=machine.device, **trusted)
             set_seed(sampling.seed)
             columns[column] = _answer(model, tokenizer, prompts, sampling)
         del model
@@ -109,12 +108,18 @@ def _answer(
     answers: list[str] = []
     for start in range(0, len(prompts), sampling.batch_size):
         batch = prompts[start : start + sampling.batch_size]
-        chats = [[{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt for prompt in batch]
-        inputs = tokenizer.apply_chat_template(
-            chats, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
-        ).to(model.device)
+        texts = [_render(tokenizer, prompt) for prompt in batch]
+        inputs = tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt").to(model.device)
         with torch.no_grad():
             output = model.generate(**inputs, **settings)
         prompt_tokens = inputs["input_ids"].shape[1]
         answers += tokenizer.batch_decode(output[:, prompt_tokens:], skip_special_tokens=True)
     return answers
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> str:
+    """A prompt as text, with the special tokens that it had in training."""
+    if not isinstance(prompt, str):
+        return str(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False))
+    opens = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id] and tokenizer.bos_token is not None
+    return (tokenizer.bos_token if opens else "") + prompt

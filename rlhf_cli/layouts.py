@@ -12,6 +12,7 @@ from rlhf_cli.rows import (
     DEMONSTRATION,
     KEPT_BESIDE,
     PREFERENCE,
+    PROMPT,
     BadRow,
     Messages,
     Row,
@@ -19,6 +20,7 @@ from rlhf_cli.rows import (
     kind_of,
     messages_of,
     preference,
+    prompt_of,
     split_transcript,
     text_of,
 )
@@ -90,6 +92,12 @@ def _ask(question: str, answer: str, *, context: str = "", system: str = "") -> 
         ]
 
     return read
+
+
+def _ask_only(row: Mapping[str, Any], question: str, *contexts: str) -> Row:
+    """What a row asks whose answer is missing."""
+    given = [text for context in contexts for text in _present(row, context)]
+    return {"prompt": [{"role": "user", "content": "\n\n".join([text_of(row, question), *given])}]}
 
 
 def _history(row: Mapping[str, Any]) -> Messages:
@@ -248,8 +256,31 @@ def _layout(
     optional: str = "",
     gather: Callable[[Iterator[Raw]], Iterator[Raw]] | None = None,
 ) -> Layout:
-    readers = {kind: reader for kind, reader in ((DEMONSTRATION, demonstration), (PREFERENCE, pairs)) if reader}
+    asks = _prompts_of(demonstration or pairs) if demonstration or pairs else _read_prompt
+    kinds = ((DEMONSTRATION, demonstration), (PREFERENCE, pairs), (PROMPT, asks))
+    readers = {kind: reader for kind, reader in kinds if reader}
     return Layout(name, tuple(columns.split()), readers, frozenset(optional.split()), gather)
+
+
+def _prompts_of(read: Reader | None) -> Reader:
+    """A reader of what the rows of another reader ask."""
+
+    def ask(row: Mapping[str, Any]) -> list[Row]:
+        return [prompt_of(each) for each in (read(row) if read else [])]
+
+    return ask
+
+
+def _read_prompt(row: Mapping[str, Any]) -> list[Row]:
+    """A prompt by itself: text, or messages."""
+    if isinstance(row["prompt"], str):
+        return [{"prompt": text_of(row, "prompt")}]
+    return [prompt_of({"messages": messages_of(row["prompt"], "prompt", answered=False), **kept_beside(row)})]
+
+
+def _read_asked(row: Mapping[str, Any]) -> list[Row]:
+    """The conversation of a row that need not be answered."""
+    return [prompt_of({"messages": messages_of(row["messages"], "messages", answered=False), **kept_beside(row)})]
 
 
 LAYOUTS: tuple[Layout, ...] = (
@@ -284,6 +315,10 @@ LAYOUTS: tuple[Layout, ...] = (
     _layout("query-response", "query response", _ask("query", "response")),
     _layout("inputs-targets", "inputs targets", _ask("inputs", "targets")),
     _layout("text", "text", _read_text),
+    Layout("open-messages", ("messages",), {PROMPT: _read_asked}),
+    Layout("instruction", ("instruction",), {PROMPT: lambda row: [_ask_only(row, "instruction", "input", "context")]}),
+    Layout("question", ("question",), {PROMPT: lambda row: [_ask_only(row, "question")]}),
+    _layout("prompt", "prompt"),
 )  # fmt: skip
 """In the order they are tried: of two that read a sample alike, the first is taken."""
 
@@ -297,7 +332,7 @@ def find_layout(sample: Sequence[Mapping[str, Any]], kind: str, *, where: str, n
 
     Args:
         sample: The first rows.
-        kind: The kind of row that is wanted: "demonstration" or "preference".
+        kind: The kind of row that is wanted: "demonstration", "preference" or "prompt".
         where: The file, for the error.
         name: The layout that the recipe names, which needs no telling.
 

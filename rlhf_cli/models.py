@@ -292,21 +292,34 @@ def as_mapping(value: Any) -> dict[str, Any]:
     return dict(json.loads(value) if isinstance(value, str) else value or {})
 
 
-def load_for_generation(name: str, *, dtype: str, device: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_for_generation(
+    name: str, *, dtype: str, device: str, model_revision: str = "main", trust_remote_code: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a run, a model folder or a Hub id, to ask it questions.
+
+    Args:
+        name: What to load.
+        dtype: Of its weights.
+        device: Where to.
+        model_revision: Of a base on the Hub, as the run was trained with.
+        trust_remote_code: As the run's recipe said.
 
     Raises:
         RecipeError: when it holds no model.
         EnvironmentFault: when the hub cannot be reached.
     """
+    revision = None if Path(name).exists() else model_revision
+    how = {
+        "dtype": dtype, "revision": model_revision, "trust_remote_code": trust_remote_code, "use_safetensors": True,
+    }  # fmt: skip
     try:
         if (Path(name) / "adapter_config.json").exists():
             base = str(PeftConfig.from_pretrained(name).base_model_name_or_path)
-            model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
+            model = AutoModelForCausalLM.from_pretrained(base, **how)
             model = PeftModel.from_pretrained(model, name)
         else:
-            model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
-        tokenizer = AutoTokenizer.from_pretrained(name)
+            model = AutoModelForCausalLM.from_pretrained(name, **how)
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     except _BROKEN as error:
         if not Path(name).exists():
             raise EnvironmentFault(f"there is no model `{name}` here, and the Hub does not give it") from None

@@ -12,6 +12,8 @@ A preference compares two answers to one prompt:
 standard          {"prompt": str, "chosen": str, "rejected": str}
 conversational    {"prompt": [message, …], "chosen": [message, …], "rejected": [message, …]}
 
+A prompt is what is asked, {"prompt": str} or {"prompt": [message, …]}; every other shape holds one.
+
 A message is {"role": …, "content": …}; `tools` and `chat_template_kwargs` may stand beside any conversational shape,
 and `margin`, how much better the chosen answer is, beside a preference.
 """
@@ -29,6 +31,7 @@ Messages = list[dict[str, Any]]
 
 DEMONSTRATION = "demonstration"
 PREFERENCE = "preference"
+PROMPT = "prompt"
 ROLES = ("system", "developer", "user", "assistant", "tool")
 KEPT_BESIDE = ("tools", "chat_template_kwargs")
 _SPEAKERS = {
@@ -167,6 +170,24 @@ def _from_json(value: Any, column: str) -> Any:
         return json.loads(value)
     except json.JSONDecodeError as error:
         raise BadRow(f"`{column}` is neither a list nor JSON: {error.msg}") from None
+
+
+def prompt_of(row: Row) -> Row:
+    """What a row asks: its prompt, or its conversation up to the last turn of the user.
+
+    Raises:
+        BadRow: when nothing is asked.
+    """
+    if "prompt" in row:
+        return {"prompt": row["prompt"], **kept_beside(row)}
+    if "text" in row:
+        return {"prompt": row["text"]}
+    turns = list(row["messages"])
+    while turns and turns[-1]["role"] not in ("user", "tool"):
+        turns.pop()
+    if not turns:
+        raise BadRow("nothing is asked in `messages`")
+    return {"prompt": turns, **kept_beside(row)}
 
 
 def prompt_text(row: Row) -> str:

@@ -107,14 +107,32 @@ def read_entry(
     wanted = str(entry.get("split") or split) if first else split
     text_column = recipe["dataset_text_field"] or "text"
     for name, raws in _find(entry, wanted, first=first):
-        source: dict[str, Any] = {"name": name, "layout": None, "rows": 0}
-        if Path(name).is_file():
-            source["sha256"] = file_hash(Path(name))
-        tally.sources.append(source)
         chosen = _choose(_renamed(raws, text_column), entry.get("columns"), tally, name)
-        layout, rows = _tell_layout(chosen, kind, entry.get("layout"), name)
-        source["layout"] = layout.name if layout else None
-        yield from _read(layout, rows, kind, tally)
+        yield from read_raws(name, chosen, tally, kind=kind, layout=entry.get("layout"))
+
+
+def read_raws(
+    name: str, raws: Iterator[Raw], tally: Tally, *, kind: str, layout: str | None = None
+) -> Iterator[Checked]:
+    """Every usable row of one source; bad ones go to the tally.
+
+    Args:
+        name: The file, for errors and for the tally.
+        raws: Its raw rows.
+        tally: Gets the source, and the rows that cannot be used.
+        kind: The kind of row that is wanted.
+        layout: How the rows are laid out, where that is not to be told.
+
+    Raises:
+        DataError: when no layout fits.
+    """
+    source: dict[str, Any] = {"name": name, "layout": None, "rows": 0}
+    if Path(name).is_file():
+        source["sha256"] = file_hash(Path(name))
+    tally.sources.append(source)
+    found, rows = _tell_layout(raws, kind, layout, name)
+    source["layout"] = found.name if found else None
+    yield from _read(found, rows, kind, tally)
 
 
 def _read(layout: Layout | None, raws: Iterator[Raw], kind: str, tally: Tally) -> Iterator[Checked]:

@@ -115,7 +115,7 @@ _COLUMNS: JsonSchema = {
     "In an entry of `datasets` also a list of columns to keep.",
 }
 _LAYOUT: JsonSchema = {
-    "enum": [*(layout.name for layout in LAYOUTS), None],
+    "enum": [*dict.fromkeys(layout.name for layout in LAYOUTS), None],
     "default": None,
     "description": "How the rows are laid out, where it should not be told by their columns.",
 }

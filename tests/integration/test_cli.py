@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from rlhf_cli import __version__
+from rlhf_cli.generate import read_prompts
 from tests.golden_files import assert_golden
 
 COMMANDS = ["", "sft", "check", "schema", "init", "doctor", "generate"]
@@ -220,6 +221,49 @@ def test_doctor_names_device_and_versions(rlhf: Callable[..., Any]) -> None:
     report = json.loads(rlhf("doctor", "--json").out)
     assert report["device"].startswith(("cpu", "cuda", "mps"))
     assert report["trl"].startswith("1.16")
+
+
+def test_generate_asks_rows_of_any_layout(
+    rlhf: Callable[..., Any], tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [
+        {"instruction": "Add", "context": "2+2", "response": "4"},
+        {"instruction": "Add", "context": "", "response": "?"},
+    ]
+    (tmp_path / "dolly.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "texts.jsonl").write_text('"What is it?"\n"And that?"\n')
+    (tmp_path / "plain.jsonl").write_text('{"prompt": "A bee", "completion": " buzzes."}\n')
+    asked = [as_asked(prompt) for prompt in read_prompts(tmp_path / "dolly.jsonl")]
+    assert asked == ["Add\n\n2+2", "Add"]
+    assert [as_asked(prompt) for prompt in read_prompts(tmp_path / "texts.jsonl")] == ["What is it?", "And that?"]
+    assert read_prompts(tmp_path / "plain.jsonl") == ["A bee"]
+    done = rlhf("generate", str(tiny_base), "--prompts", "dolly.jsonl", "--max-new-tokens", "4", "--json")
+    assert done.code == 0, done.err
+    assert [json.loads(line)["prompt"] for line in done.out.splitlines()] == asked
+    (tmp_path / "bad.jsonl").write_text('{"prompt": null}\n{"prompt": [{"content": "x"}]}\n')
+    bad = rlhf("generate", str(tiny_base), "--prompts", "bad.jsonl")
+    assert bad.code == 4
+    assert "bad.jsonl:1: " in bad.err
+    assert "bad.jsonl:2: " in bad.err
+
+
+def as_asked(prompt: Any) -> str:
+    [turn] = prompt
+    assert turn["role"] == "user"
+    return str(turn["content"])
+
+
+def test_generate_samples_at_a_temperature(rlhf: Callable[..., Any], tiny_base: Path) -> None:
+    def ask(*arguments: str) -> str:
+        done = rlhf("generate", str(tiny_base), "--prompt", "x", "--max-new-tokens", "16", *arguments)
+        assert done.code == 0, done.err
+        return str(done.out)
+
+    assert ask() == ask()
+    warm = ask("--temperature", "1.5", "--seed", "1")
+    assert warm == ask("--temperature", "1.5", "--seed", "1")
+    assert len({ask(), warm, ask("--temperature", "1.5", "--seed", "2")}) == 3
 
 
 def test_generate_refuses_what_it_cannot_ask(rlhf: Callable[..., Any], tiny_base: Path) -> None:

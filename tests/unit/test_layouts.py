@@ -10,7 +10,7 @@ import pytest
 from rlhf_cli.errors import DataError
 from rlhf_cli.files import BadLine
 from rlhf_cli.layouts import LAYOUTS, Layout, choose_columns, find_layout, read_row
-from rlhf_cli.rows import DEMONSTRATION, PREFERENCE, BadRow, prompt_text, split_transcript
+from rlhf_cli.rows import DEMONSTRATION, PREFERENCE, PROMPT, BadRow, prompt_text, split_transcript
 
 USER, ANSWER, WRONG = ({"role": role, "content": text} for role, text in (
     ("user", "2+2?"), ("assistant", "4"), ("assistant", "5"),
@@ -97,6 +97,35 @@ def test_self_instruct_gives_a_row_an_instance() -> None:
     row = {"instruction": "Add", "instances": [{"input": "2+2", "output": "4"}, {"input": "", "output": "What?"}]}
     _, rows = read(row)
     assert [prompt_text(each) for each in rows] == ["Add\n\n2+2", "Add"]
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt"),
+    [
+        ({"prompt": "2+2?"}, "2+2?"),
+        ({"prompt": [USER]}, [USER]),
+        ({"messages": [USER, ANSWER]}, [USER]),
+        ({"messages": [USER, ANSWER, USER]}, [USER, ANSWER, USER]),
+        ({"prompt": "2+2=", "completion": "4"}, "2+2="),
+        ({"instruction": "Add", "context": "2+2", "response": "4"}, [{"role": "user", "content": "Add\n\n2+2"}]),
+        ({"instruction": "Add", "input": "2+2"}, [{"role": "user", "content": "Add\n\n2+2"}]),
+        ({"question": "2+2?"}, [USER]),
+        ({"conversations": [{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "4"}]}, [USER]),
+        ({"chosen": "\n\nHuman: 2+2?\n\nAssistant: 4", "rejected": "\n\nHuman: 2+2?\n\nAssistant: 5"}, [USER]),
+        ({"instruction": "2+2?", "output": "4", "history": [["1+1?", "2"]], "system": "Add."},
+         [{"role": "system", "content": "Add."}, {"role": "user", "content": "1+1?"},
+          {"role": "assistant", "content": "2"}, USER]),
+    ],
+)  # fmt: skip
+def test_prompts_of_any_layout(row: dict[str, Any], prompt: Any) -> None:
+    assert [each["prompt"] for each in read(row, PROMPT)[1]] == [prompt]
+
+
+def test_tools_may_be_json_in_text() -> None:
+    row = {"messages": [USER, ANSWER], "tools": '[{"type": "function"}]'}
+    assert read(row)[1][0]["tools"] == [{"type": "function"}]
+    with pytest.raises(BadRow, match="`tools` is neither a list nor JSON"):
+        read({**row, "tools": "[{"})
 
 
 @pytest.mark.parametrize(
@@ -218,6 +247,9 @@ def test_a_row_of_another_layout_says_so() -> None:
     [
         ({"text": " "}, "`text` is empty"),
         ({"text": 7}, "`text` must be text, got the number 7"),
+        ({"text": "half \ud83d"}, "`text` holds half a character"),
+        ({"messages": [USER, {"role": "assistant", "content": "\ud83d"}]}, r"`messages\[1\]` holds half a character"),
+        ({"instruction": "a", "output": "b", "history": "x"}, "`history` must be a list of pairs"),
         ({"prompt": "a", "completion": [ANSWER]}, "must both be text or both be lists"),
         ({"prompt": "a", "completion": None}, "must both be text or both be lists"),
         ({"messages": []}, "must be a list of messages, got an empty list"),

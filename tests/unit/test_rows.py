@@ -63,12 +63,14 @@ def test_lines_are_those_an_editor_shows(tmp_path: Path) -> None:
         (["train-00000-of-00002.parquet", "train-00001-of-00002.parquet", "validation.parquet"],
          ["train-00000-of-00002.parquet", "train-00001-of-00002.parquet"], ["validation.parquet"]),
         (["train/a.csv", "train/b.csv", "test/a.csv"], ["train/a.csv", "train/b.csv"], ["test/a.csv"]),
-        (["a.jsonl", "b.jsonl", "README.md"], ["a.jsonl", "b.jsonl"], []),
+        (["a.jsonl", "b.jsonl", "README.md", "dataset_info.json"], ["a.jsonl", "b.jsonl"], []),
+        (["train-0.jsonl", "train_sft-0.jsonl", "test.jsonl"], ["train-0.jsonl"], ["test.jsonl"]),
+        (["train.jsonl", "test.jsonl", "run/rlhf/run.json", "run/all_results.json"], ["train.jsonl"], ["test.jsonl"]),
     ],
 )  # fmt: skip
 def test_folders_name_their_splits(files: list[str], train: list[str], test: list[str], tmp_path: Path) -> None:
     for name in files:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).touch()
     found = [find_files(tmp_path, split, first=split == "train") for split in ("train", "test")[: 1 + bool(test)]]
     assert [[str(file.relative_to(tmp_path)) for file in part] for part in found] == [train, test][: len(found)]
@@ -115,3 +117,16 @@ def test_a_split_that_is_not_there_is_named_with_those_that_are(tmp_path: Path) 
     with pytest.raises(DataError, match="there is no `tain` split") as error:
         find_files(tmp_path, "tain", first=True)
     assert "there is train;" in str(error.value.hint)
+
+
+def test_a_folder_of_save_to_disk_is_named_as_one(tmp_path: Path) -> None:
+    for name in ("state.json", "dataset_info.json", "data-00000-of-00001.arrow"):
+        (tmp_path / name).touch()
+    with pytest.raises(DataError, match="a folder of `save_to_disk`"):
+        find_files(tmp_path, "train", first=True)
+
+
+def test_a_cell_may_be_long(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(f"prompt,completion\n{'x' * 300_000},b\n")
+    assert [len(row["prompt"]) for _, row in read_rows(path)] == [300_000]
