@@ -31,6 +31,11 @@ from rlhf_cli.terminal import printable, say, say_error
 NAMED_CONFIGS = ("multi_gpu", "zero2", "zero3", "fsdp2")
 """Configurations of accelerate that TRL ships."""
 LAST_LINES = 20
+_NOT_ITS_BUSINESS = (
+    "ACCELERATE_MIXED_PRECISION", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "ACCELERATE_GRADIENT_CLIPPING",
+    "OMP_NUM_THREADS", "PYTHONPATH",
+)  # fmt: skip
+"""What the recipe says, or is decided for this machine: a configuration for any model has no say in it."""
 _POLL_S = 0.05
 _TOGETHER_S = 5.0
 """After one process failed, the others have as long to end by themselves: most faults meet all of them at once."""
@@ -136,7 +141,7 @@ def accelerate_environment(config: str, processes: int) -> dict[str, str]:
     except (ValueError, TypeError, KeyError) as error:
         raise RecipeError(f"accelerate refuses the configuration: {error}", where=config) from error
     changed = {name: value for name, value in prepared.items() if before.get(name) != value}
-    return {name: value for name, value in changed.items() if name != "PYTHONPATH"}
+    return {name: value for name, value in changed.items() if name not in _NOT_ITS_BUSINESS}
 
 
 def _config_file(config: str) -> Path:

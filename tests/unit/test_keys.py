@@ -23,7 +23,8 @@ READ_BY_US = {
     "dataset_name": "sources.py", "dataset_config": "sources.py", "datasets": "sources.py", "columns": "sources.py",
     "layout": "sources.py", "dataset_train_split": "data.py", "dataset_test_split": "data.py",
     "test_split_size": "sources.py", "split_by": "data.py", "skip_bad_rows": "data.py",
-    "dataset_text_field": "sources.py", "assistant_only_loss": "methods/sft.py", "completion_only_loss": "methods/sft.py",
+    "dataset_text_field": "sources.py", "assistant_only_loss": "methods/sft.py",
+    "completion_only_loss": "methods/sft.py",
     # the model
     "model_name_or_path": "models.py", "model_init_kwargs": "models.py", "chat_template": "models.py",
     "chat_template_path": "models.py",
