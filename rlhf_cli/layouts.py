@@ -377,7 +377,7 @@ def read_row(layout: Layout, row: Mapping[str, Any], kind: str) -> list[Row]:
     """
     missing = [] if layout.gather else [column for column in layout.columns if column not in row]
     if missing:
-        other = next((each.name for each in LAYOUTS if each.fits(row)), None)
+        other = next((each.name for each in LAYOUTS if kind in each.readers and each.fits(row)), None)
         laid_out = f": it is laid out as {other}, the rows before it as {layout.name}" if other else ""
         columns, are = ("columns", "are") if len(missing) > 1 else ("column", "is")
         raise BadRow(f"the {columns} {', '.join(missing)} of {layout.name} {are} missing{laid_out}")

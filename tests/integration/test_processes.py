@@ -83,7 +83,7 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(25, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [1, pytest.param(25, marks=pytest.mark.slow)])
 def test_two_processes_that_were_killed_resume_to_the_same_bits(
     kills: int, write_recipe: Callable[..., Path], tmp_path: Path
 ) -> None:
