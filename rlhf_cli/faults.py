@@ -38,6 +38,24 @@ def explained_faults(run: RunDir, plan: Plan) -> Iterator[None]:
         raise
 
 
+def refuse_full_disk(run: RunDir, plan: Plan) -> None:
+    """Refuse a run whose checkpoints and model will not fit on the disk.
+
+    Raises:
+        EnvironmentFault: naming what is needed and what is free.
+    """
+    folder = next(each for each in (run.path, *run.path.absolute().parents) if each.is_dir())
+    there = sum(file.stat().st_size for path in run.checkpoints() for file in path.rglob("*") if file.is_file())
+    free, needed = (shutil.disk_usage(folder).free + there) / GIB, sum(plan.disk_gib.values())
+    if needed <= free:
+        return
+    parts = ", ".join(f"{name} {amount:.2f}" for name, amount in plan.disk_gib.items())
+    raise EnvironmentFault(
+        f"the disk is too small: about {needed:.2f} GiB are needed ({parts}), {free:.2f} are free in {folder}",
+        hint="`save_total_limit: 1` keeps one checkpoint, `save_steps` saves less often; or name another output_dir",
+    )
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that memory ran out."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):

@@ -7,6 +7,7 @@ place while it is let go. With gradient accumulation the gradients stay, so both
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -101,6 +102,29 @@ def _parts(size: ModelSize, value: Callable[[str], Any], tokens: int, *, device:
         "activations": growing + size.cast_bytes,
         "logits": logits + head_gradient,
     }
+
+
+def estimate_disk(
+    sizes: Mapping[str, ModelSize], value: Callable[[str], Any], *, steps: int, steps_per_epoch: int
+) -> dict[str, float]:
+    """GiB on the disk: of the checkpoints that are there at once, and of the model at the end.
+
+    Args:
+        sizes: The models, by role; what does not train is not saved.
+        value: Gives a setting by its key.
+        steps: Of the run.
+        steps_per_epoch: Of one epoch.
+    """
+    trainable = sum(size.trainable for size in sizes.values())
+    state = 0 if value("save_only_model") else _OPTIMIZER_BYTES.get(str(value("optim")), 8)
+    every = {"steps": value("save_steps"), "epoch": steps_per_epoch, "best": value("eval_steps")}.get(
+        str(value("save_strategy"))
+    )
+    saves = 0 if not every else math.ceil(1 / every) if every < 1 else math.ceil(steps / every)
+    limit = value("save_total_limit")
+    # The oldest goes only when the newest is complete, and the best one stays besides.
+    kept = min(saves, limit + 1 + bool(value("load_best_model_at_end"))) if limit else saves
+    return {"checkpoints": kept * trainable * (4 + state) / GIB, "model": trainable * 4 / GIB}
 
 
 def smallest_change(

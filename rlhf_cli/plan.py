@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_cli.errors import RecipeError
-from rlhf_cli.memory import Memory, ModelSize, estimate_memory, smallest_change
+from rlhf_cli.memory import Memory, ModelSize, estimate_disk, estimate_memory, smallest_change
 from rlhf_cli.recipe import Recipe
 from rlhf_cli.redaction import hide_named
 
@@ -95,6 +95,8 @@ class Plan:
     steps_per_epoch: int
     memory: Memory
     """Of one device. An estimate."""
+    disk_gib: dict[str, float]
+    """Of the checkpoints there at once, and of the model."""
     smaller: str
     """The change of least consequence that should make it fit, where it does not or turns out not to."""
 
@@ -145,6 +147,7 @@ class Plan:
                 f"{machine.name}, {machine.processes} process{'es' if machine.processes > 1 else ''}",
             ),
             ("memory", f"about {_gib(self.memory.peak_gib)} of {machine.free_gib:.1f} GiB free: {parts}"),
+            ("disk", ", ".join(f"{name} {_gib(amount)} GiB" for name, amount in self.disk_gib.items())),
             *((key, f"{json.dumps(decision.value)}: {decision.reason}") for key, decision in self.decisions.items()),
             ("output", str(self.output_dir)),
         ]
@@ -210,6 +213,7 @@ def make_plan(
         steps=steps,
         steps_per_epoch=steps_per_epoch,
         memory=memory,
+        disk_gib=estimate_disk(sizes, value, steps=steps, steps_per_epoch=steps_per_epoch),
         smaller=smaller,
     )
 

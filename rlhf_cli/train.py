@@ -16,7 +16,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from rlhf_cli.card import write_card
 from rlhf_cli.checkpoints import CompleteCheckpoints, StopOnSignal
 from rlhf_cli.errors import EnvironmentFault, Interrupted, RecipeError
-from rlhf_cli.faults import explained_faults
+from rlhf_cli.faults import explained_faults, refuse_full_disk
 from rlhf_cli.guards import FiniteGuard
 from rlhf_cli.machine import first_process_first, is_first_process, keep_freed_memory, quietly
 from rlhf_cli.methods.base import Encodings, Method
@@ -61,6 +61,7 @@ def train(recipe: Recipe, method: Method, *, resume: bool = False, overwrite: bo
             refuse_unusable(RunDir(output_dir_of(recipe)), recipe, resume=resume, overwrite=overwrite)
         prepared = prepare(recipe, method)
         plan, run, material = prepared.plan, prepared.run, prepared.material
+        refuse_full_disk(run, plan)
         if resume and _is_finished(run, plan):
             say(f"{run.path} is finished already; there is nothing to resume")
             return run

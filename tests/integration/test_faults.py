@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import resource
 import shutil
@@ -101,22 +102,40 @@ def small_disk(tmp_path: Path) -> Path:
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_usable(
-    rlhf: Callable[..., Any], write_recipe: Callable[..., Path], small_disk: Path, tmp_path: Path
+    start: Callable[..., Any],
+    rlhf: Callable[..., Any],
+    write_recipe: Callable[..., Path],
+    small_disk: Path,
+    tmp_path: Path,
 ) -> None:
-    recipe = write_recipe(max_steps=12, save_steps=1)
+    recipe = write_recipe(max_steps=40, save_steps=1, save_total_limit=1)
     assert rlhf("sft", str(recipe), "--output_dir", "whole").code == 0
     output = small_disk / "run"
+    command = start("sft", str(recipe), "--output_dir", str(output))
+    command.wait_for((output / "checkpoint-2/manifest.json").exists)
     ballast = small_disk / "ballast"
-    taken = sum(file.stat().st_size for file in (tmp_path / "whole/checkpoint-1").rglob("*"))
-    ballast.write_bytes(bytes(24 * 2**20 - 3 * taken))
-    done = rlhf("sft", str(recipe), "--output_dir", str(output))
+    with contextlib.suppress(OSError), ballast.open("wb") as file:
+        while True:
+            file.write(bytes(2**16))
+    done = command.wait()
     assert done.code == 5, done.err
     assert "is full (" in done.err
     assert "--resume goes on from it" in done.err
     ballast.unlink()
-    resumed = rlhf("sft", str(recipe), "--output_dir", str(output), "--resume", "--save_total_limit", "1")
+    resumed = rlhf("sft", str(recipe), "--output_dir", str(output), "--resume")
     assert resumed.code == 0, resumed.err
     assert weights(output) == weights(tmp_path / "whole")
+
+
+def test_a_disk_that_is_too_small_is_refused_beforehand(
+    rlhf: Callable[..., Any], write_recipe: Callable[..., Path], small_disk: Path
+) -> None:
+    recipe = write_recipe(max_steps=400, save_steps=1, output_dir=str(small_disk / "run"))
+    done = rlhf("sft", str(recipe))
+    assert done.code == 5
+    assert "the disk is too small: about" in done.err
+    assert not (small_disk / "run").exists()
+    assert rlhf("sft", str(recipe), "--save_total_limit", "1", "--max_steps", "2").code == 0
 
 
 def test_memory_that_runs_out_is_named_with_what_would_help(

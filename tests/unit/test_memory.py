@@ -13,7 +13,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rlhf_cli.measure import Batch, measure_kept
-from rlhf_cli.memory import GIB, ModelSize, estimate_memory, smallest_change
+from rlhf_cli.memory import GIB, ModelSize, estimate_disk, estimate_memory, smallest_change
 
 SIZE = ModelSize(
     trainable=GIB // 8, frozen=GIB, frozen_bytes=GIB // 2, hidden=1024, layers=4, vocabulary=32768,
@@ -75,6 +75,29 @@ def test_the_cheapest_change_comes_first_and_none_is_none() -> None:
 
     assert change(3.2) == "`activation_checkpointing: true`"
     assert change(1.9) is None
+
+
+@pytest.mark.parametrize(
+    ("changed", "checkpoints"),
+    [
+        ({}, 4),  # 100 steps, one in 25
+        ({"save_total_limit": 2}, 3),  # the third goes when the fourth is complete
+        ({"save_total_limit": 1, "load_best_model_at_end": True}, 3),
+        ({"save_total_limit": 9}, 4),
+        ({"save_steps": 0.5}, 2),
+        ({"save_strategy": "epoch"}, 2),
+        ({"save_strategy": "no"}, 0),
+    ],
+)
+def test_disk_worked_by_hand(changed: dict[str, Any], checkpoints: int) -> None:
+    settings = {**SETTINGS, "save_strategy": "steps", "save_steps": 25, "save_total_limit": None, "eval_steps": None,
+                "save_only_model": False, "load_best_model_at_end": False, **changed}  # fmt: skip
+    disk = estimate_disk({"policy": SIZE}, settings.__getitem__, steps=100, steps_per_epoch=50)
+    assert disk == {"checkpoints": pytest.approx(checkpoints * 1.5), "model": pytest.approx(0.5)}
+    alone = estimate_disk(
+        {"policy": SIZE}, {**settings, "save_only_model": True}.__getitem__, steps=100, steps_per_epoch=50
+    )
+    assert alone["checkpoints"] == pytest.approx(checkpoints * 0.5)
 
 
 def tiny(layers: int) -> LlamaForCausalLM:
