@@ -310,6 +310,8 @@ def _tell(started: _Processes, logs: Path) -> int:
         return 0
     rank, code = failed[0]
     own_words = dict(failed).get(0) == code
+    if -code in (signal.SIGINT, signal.SIGTERM):
+        return 128 - code  # it came when there was nothing more to stop
     if code < 0:
         name = signal.Signals(-code).name
         why = ", most likely by the system for want of memory" if -code == signal.SIGKILL else ""

@@ -153,6 +153,14 @@ def test_a_signal_reaches_every_process_once_and_is_waited_for(
     assert not any(is_alive(pid) for pid in pids)
 
 
+def test_a_signal_that_nobody_handles_has_its_own_code(launch: Callable[..., Launched]) -> None:
+    launched = launch("wait()")
+    pids = launched.wait_until_ready()
+    launched.process.send_signal(signal.SIGTERM)
+    assert launched.end()[0] == 143
+    assert not any(is_alive(pid) for pid in pids)
+
+
 def test_a_launcher_that_is_killed_leaves_no_orphan(launch: Callable[..., Launched], tmp_path: Path) -> None:
     launched = launch(COUNTING)
     pids = launched.wait_until_ready()

@@ -104,8 +104,8 @@ def test_two_processes_that_were_killed_resume_to_the_same_bits(
         time.sleep(moments.uniform(0, 0.2))
         processes = children(command.pid)
         codes = (kill_second, kill_launcher, stop_launcher)[attempt % 3](command, run)
-        command.communicate(timeout=60)
-        assert command.returncode in codes | {0}
+        _, err = command.communicate(timeout=60)
+        assert command.returncode in codes | {0}, err
         limit = time.monotonic() + 30
         while any(is_alive(pid) for pid in processes):
             assert time.monotonic() < limit
