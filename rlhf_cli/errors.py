@@ -123,3 +123,8 @@ class Interrupted(UserError):
     def exit_code(self) -> int:  # type: ignore[override]
         """128 + the signal's number, as shells report it."""
         return 128 + self.signum
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception of a library says, in one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

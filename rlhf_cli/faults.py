@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 from safetensors import SafetensorError
 
-from rlhf_cli.errors import EnvironmentFault
+from rlhf_cli.errors import EnvironmentFault, first_line
 from rlhf_cli.memory import GIB
 from rlhf_cli.plan import Plan
 from rlhf_cli.run_dir import RunDir
@@ -75,7 +75,7 @@ def _says(error: BaseException, words: tuple[str, ...]) -> bool:
 
 def _memory_fault(plan: Plan, error: BaseException) -> EnvironmentFault:
     return EnvironmentFault(
-        f"out of memory: {_first_line(error)}; the plan wants about {plan.memory.peak_gib:.2f} GiB",
+        f"out of memory: {first_line(error)}; the plan wants about {plan.memory.peak_gib:.2f} GiB",
         hint=f"what should fit: {plan.smaller}",
     )
 
@@ -87,9 +87,5 @@ def _disk_fault(run: RunDir, error: BaseException) -> EnvironmentFault:
     remove = f"remove {half[0]}, which is cut off, or make room otherwise; " if half else "make room; "
     free = shutil.disk_usage(run.path).free / GIB
     return EnvironmentFault(
-        f"the disk of {run.path} is full ({free:.2f} GiB free): {_first_line(error)}", hint=f"{remove}{kept}"
+        f"the disk of {run.path} is full ({free:.2f} GiB free): {first_line(error)}", hint=f"{remove}{kept}"
     )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -322,10 +322,6 @@ LAYOUTS: tuple[Layout, ...] = (
 )  # fmt: skip
 """In the order they are tried: of two that read a sample alike, the first is taken."""
 
-_OPTIONAL = frozenset(column for layout in LAYOUTS for column in layout.optional)
-COLUMNS = tuple(sorted(_OPTIONAL.union(*(layout.columns for layout in LAYOUTS))))
-"""What `columns:` in a recipe may map to."""
-
 
 def find_layout(sample: Sequence[Mapping[str, Any]], kind: str, *, where: str, name: str | None = None) -> Layout:
     """The layout of a source: the one whose columns are there and that reads most rows of the sample.
@@ -382,48 +378,3 @@ def read_row(layout: Layout, row: Mapping[str, Any], kind: str) -> list[Row]:
         columns, are = ("columns", "are") if len(missing) > 1 else ("column", "is")
         raise BadRow(f"the {columns} {', '.join(missing)} of {layout.name} {are} missing{laid_out}")
     return layout.readers[kind](row)
-
-
-def choose_columns(row: Mapping[str, Any], columns: Mapping[str, str] | Sequence[str] | None) -> Mapping[str, Any]:
-    """A raw row under the names that a recipe gives its columns.
-
-    Args:
-        row: As it was read.
-        columns: Our name to theirs, where theirs may be a path such as `instances.0.output`; or a list of columns to
-            keep, as TRL has it; or None.
-
-    Raises:
-        BadRow: when a column is not there.
-    """
-    if not columns:
-        return row
-    if not isinstance(columns, Mapping):
-        return {name: row[name] for name in columns if name in row}
-    found = {ours: _dig(row, theirs) for ours, theirs in columns.items()}
-    missing = [theirs for ours, theirs in columns.items() if found[ours] is _NOWHERE and ours not in _OPTIONAL]
-    if missing:
-        raise BadRow(f"there is no column `{missing[0]}`; there are {', '.join(sorted(map(str, row)))}")
-    return {**kept_beside(row), **{ours: value for ours, value in found.items() if value is not _NOWHERE}}
-
-
-def unfound_columns(sample: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> list[str]:
-    """Columns that a recipe maps and that no row of the sample has."""
-    return [path for path in columns.values() if all(_dig(row, path) is _NOWHERE for row in sample)]
-
-
-_NOWHERE = object()
-
-
-def _dig(row: Mapping[str, Any], path: str) -> Any:
-    """A value by its column, or by its path below one."""
-    if path in row:
-        return row[path]
-    value: Any = row
-    for part in path.split("."):
-        if isinstance(value, Mapping) and part in value:
-            value = value[part]
-        elif isinstance(value, list) and part.isdigit() and int(part) < len(value):
-            value = value[int(part)]
-        else:
-            return _NOWHERE
-    return value

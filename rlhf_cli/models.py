@@ -25,7 +25,7 @@ from transformers import (
 from transformers.utils import CONFIG_NAME, cached_file, extract_commit_hash
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
-from rlhf_cli.errors import EnvironmentFault, RecipeError
+from rlhf_cli.errors import EnvironmentFault, RecipeError, first_line
 from rlhf_cli.plan import Plan
 from rlhf_cli.recipe import Recipe
 from rlhf_cli.render import ensure_chat_template
@@ -323,7 +323,7 @@ def load_for_generation(
     except _BROKEN as error:
         if not Path(name).exists():
             raise EnvironmentFault(f"there is no model `{name}` here, and the Hub does not give it") from None
-        raise RecipeError(f"`{name}` holds no model to ask: {_first_line(error)}") from None
+        raise RecipeError(f"`{name}` holds no model to ask: {first_line(error)}") from None
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     ensure_chat_template(tokenizer)
@@ -348,7 +348,7 @@ def explained_model(recipe: Recipe, what: str, name: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise EnvironmentFault(f"cannot load {what}: {_first_line(error)}", where=where) from error
+        raise EnvironmentFault(f"cannot load {what}: {first_line(error)}", where=where) from error
     except _BROKEN as error:
         if not Path(name).exists() and isinstance(error, OSError):
             raise EnvironmentFault(
@@ -356,8 +356,4 @@ def explained_model(recipe: Recipe, what: str, name: str) -> Iterator[None]:
                 where=where,
                 hint="`hf download` fetches it where there is a network; HF_HUB_OFFLINE=1 keeps off the network",
             ) from error
-        raise RecipeError(f"cannot load {what}: {_first_line(error)}", where=where) from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise RecipeError(f"cannot load {what}: {first_line(error)}", where=where) from error

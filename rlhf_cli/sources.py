@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_cli.errors import DataError, EnvironmentFault, Problem, RecipeError
+from rlhf_cli.columns import choose_columns, unfound_columns
+from rlhf_cli.errors import DataError, EnvironmentFault, Problem, RecipeError, first_line
 from rlhf_cli.files import BadLine, Raw, find_files, is_data_file, read_rows
-from rlhf_cli.layouts import Layout, choose_columns, find_layout, read_row, unfound_columns
+from rlhf_cli.layouts import Layout, find_layout, read_row
 from rlhf_cli.recipe import Recipe
 from rlhf_cli.rows import BadRow, Row, prompt_text
 from rlhf_cli.run_dir import file_hash
@@ -273,14 +274,10 @@ def _hub_rows(entry: Mapping[str, Any], split: str) -> Iterator[Raw]:
         )
     except (OfflineModeIsEnabled, ConnectionError, HfHubHTTPError) as error:
         raise EnvironmentFault(
-            f"cannot reach the Hub for the dataset `{name}`: {_first_line(error)}",
+            f"cannot reach the Hub for the dataset `{name}`: {first_line(error)}",
             hint="a local file works as `dataset_name` too; HF_HUB_OFFLINE=1 uses only what is in the cache",
         ) from None
     except (DatasetNotFoundError, ValueError, FileNotFoundError, RuntimeError) as error:
-        raise DataError(f"cannot load the dataset `{name}`: {_first_line(error)}") from None
+        raise DataError(f"cannot load the dataset `{name}`: {first_line(error)}") from None
     for number, row in enumerate(dataset, 1):
         yield f"{name}[{split}]:{number}", row
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from rlhf_cli.layouts import COLUMNS, LAYOUTS
+from rlhf_cli.columns import COLUMNS
+from rlhf_cli.layouts import LAYOUTS
 
 JsonSchema = dict[str, Any]
 

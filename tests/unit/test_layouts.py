@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from rlhf_cli.columns import choose_columns
 from rlhf_cli.errors import DataError
 from rlhf_cli.files import BadLine
-from rlhf_cli.layouts import LAYOUTS, Layout, choose_columns, find_layout, read_row
+from rlhf_cli.layouts import LAYOUTS, Layout, find_layout, read_row
 from rlhf_cli.rows import DEMONSTRATION, PREFERENCE, PROMPT, BadRow, prompt_text, split_transcript
 
 USER, ANSWER, WRONG = ({"role": role, "content": text} for role, text in (
