@@ -230,8 +230,10 @@ def check(
     ] = False,
     resolved: Annotated[bool, typer.Option("--resolved", help="Show every value and the line it comes from.")] = False,
     form: Annotated[str, typer.Option("--format", help="human, json or github.")] = "human",
+    as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
 ) -> None:
     """Check recipes, without a GPU and without loading a model."""
+    form = "json" if as_json else form
     if form not in ("human", "json", "github"):
         raise RecipeError(f"--format cannot be {form}", hint="one of human, json, github")
     if method is not None and method not in method_names():

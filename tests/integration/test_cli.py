@@ -168,7 +168,7 @@ def test_check_data_shows_what_carries_loss(rlhf: Callable[..., Any], write_reci
     assert "⟦" in done.out
     answer = done.out[done.out.index("⟦") + 1 : done.out.rindex("⟧")].split("⟧:")[-1].rpartition("⟦")[2]
     assert answer.endswith("<|end|>")
-    data = json.loads(rlhf("check", "recipe.yaml", "--method", "sft", "--data", "--format", "json").out)
+    data = json.loads(rlhf("check", "recipe.yaml", "--method", "sft", "--data", "--json").out)
     found = data["recipes"][0]["data"]["tokens"]
     assert found["counts"]["train"]["read"] == 40
     assert "".join(text for text, _ in found["example"]).count("###") == 2
