@@ -46,8 +46,9 @@ def refuse_full_disk(run: RunDir, plan: Plan) -> None:
     """
     folder = next(each for each in (run.path, *run.path.absolute().parents) if each.is_dir())
     there = sum(file.stat().st_size for path in run.checkpoints() for file in path.rglob("*") if file.is_file())
-    free, needed = (shutil.disk_usage(folder).free + there) / GIB, sum(plan.disk_gib.values())
-    if needed <= free:
+    usage = shutil.disk_usage(folder)
+    free, needed = (usage.free + there) / GIB, sum(plan.disk_gib.values())
+    if needed <= free or not usage.total:  # some file systems do not say how large they are
         return
     parts = ", ".join(f"{name} {amount:.2f}" for name, amount in plan.disk_gib.items())
     raise EnvironmentFault(

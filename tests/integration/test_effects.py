@@ -137,6 +137,7 @@ def two_revisions(cache: Path) -> None:
             config.write_text(json.dumps({**json.loads(config.read_text()), "num_hidden_layers": 1}))
 
 
+@pytest.mark.slow
 def test_a_revision_is_the_one_that_trains(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
     two_revisions(tmp_path / "cache")
     write_recipe(model_name_or_path="org/tiny", model_revision="small", max_steps=1, save_strategy="no")
@@ -159,7 +160,7 @@ class MineForCausalLM(LlamaForCausalLM):
 
 
 def test_code_of_a_model_runs_only_where_it_is_trusted(
-    write_recipe: Callable[..., Path], tmp_path: Path, tiny_base: Path
+    rlhf: Callable[..., Any], write_recipe: Callable[..., Path], tmp_path: Path, tiny_base: Path
 ) -> None:
     shutil.copytree(tiny_base, tmp_path / "mine")
     (tmp_path / "mine/mine.py").write_text(OWN_CODE)
@@ -169,8 +170,8 @@ def test_code_of_a_model_runs_only_where_it_is_trusted(
     (tmp_path / "mine/config.json").write_text(json.dumps(config))
     write_recipe(model_name_or_path="./mine", max_steps=1, save_strategy="no")
     home = {"HF_HOME": str(tmp_path / "hf")}
-    refused = run_process(tmp_path, "sft", "recipe.yaml", **home)
-    assert refused.returncode == 2, refused.stderr
+    refused = rlhf("sft", "recipe.yaml")
+    assert refused.code == 2, refused.err
     trusted = run_process(tmp_path, "sft", "recipe.yaml", "--trust_remote_code", **home)
     assert trusted.returncode == 0, trusted.stderr
 
@@ -229,6 +230,7 @@ def test_a_model_that_the_hub_refuses_is_saved(
     assert [path for path in asked if "create" not in path]
 
 
+@pytest.mark.slow
 def test_a_hub_out_of_reach_ends_a_run_before_it_trains(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
     write_recipe(push_to_hub=True, hub_model_id="org/x", hub_token="hf_" + "x" * 20)
     done = run_process(tmp_path, "sft", "recipe.yaml", HF_ENDPOINT="http://127.0.0.1:9", HF_HUB_OFFLINE="0")
