@@ -16,7 +16,14 @@ from rlhf_cli.plan import Plan
 from rlhf_cli.run_dir import RunDir
 
 _MEMORY_WORDS = ("can't allocate memory", "out of memory", "cannot allocate memory", "std::bad_alloc")
-_DISK_WORDS = ("os error 28", "os error 27", "no space left", "file too large", "enforce fail at inline_container")
+_DISK_WORDS = (
+    "os error 28",
+    "os error 27",
+    "no space left",
+    "file too large",
+    "enforce fail at inline_container",
+    "iostream error",
+)
 """torch raises a plain RuntimeError for both, safetensors an error of its own with the system's number."""
 _DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

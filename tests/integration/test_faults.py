@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
+from rlhf_cli.faults import is_disk_full, is_out_of_memory
 from tests.integration.test_resume import losses, weights
 
 
@@ -149,6 +150,21 @@ def test_memory_that_runs_out_is_named_with_what_would_help(
     assert "error: out of memory" in done.err
     assert "hint: " in done.err
     assert record(tmp_path / "run")["status"] == "failed"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "basic_ios::clear: iostream error",
+        "[enforce fail at inline_container.cc:672] . unexpected pos 449536 vs 449424",
+        "Error while serializing: I/O error: No space left on device (os error 28)",
+    ],
+)
+def test_what_torch_and_safetensors_say_of_a_full_disk_is_known(words: str) -> None:
+    """Which of them it is depends on the byte at which the disk is full."""
+    assert is_disk_full(RuntimeError(words))
+    assert not is_out_of_memory(RuntimeError(words))
+    assert not is_disk_full(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
 
 # --- two runs, one folder -------------------------------------------------------------------------------------------
