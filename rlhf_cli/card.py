@@ -54,8 +54,8 @@ def write_card(
         "",
         *(f"- {_describe_source(source)}" for source in sources),
         "",
-        f"{counts.used} of {counts.read} rows trained, {counts.truncated} of them truncated; "
-        f"{counts.tokens:,} tokens, {counts.loss_tokens:,} of them with loss.",
+        f"{counts.used} of {counts.read} rows trained, {counts.truncated} of them truncated; {counts.tokens:,} tokens"
+        + ("." if counts.loss_tokens is None else f", {counts.loss_tokens:,} of them with loss."),
         "",
         "## Training",
         "",

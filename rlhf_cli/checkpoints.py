@@ -28,6 +28,7 @@ class StopOnSignal(TrainerCallback):
     def __init__(self) -> None:
         self.signum: int | None = None
         self._begun = False
+        self._what = "stopped before a step was trained"
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopOnSignal:
@@ -44,11 +45,17 @@ class StopOnSignal(TrainerCallback):
             os.kill(os.getpid(), signum)
         self.signum = signum
         if not self._begun:
-            raise Interrupted(signum, "stopped before a step was trained")
+            raise Interrupted(signum, self._what)
 
     def wait_for_steps(self) -> None:
         """From here on a signal waits for the end of the step."""
         self._begun = True
+
+    def act_at_once(self, what: str) -> None:
+        """From here on a signal ends the run at once, saying this."""
+        self._begun, self._what = False, what
+        if self.signum is not None:
+            raise Interrupted(self.signum, what)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any

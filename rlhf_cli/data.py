@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 from datasets import Dataset, Features, Json, List, Value, concatenate_datasets
 from trl import pack_dataset
 
@@ -44,10 +47,20 @@ class Encoded:
     """A split as the trainer takes it, and what became of its rows."""
 
     dataset: Dataset
-    """Columns `input_ids` and `labels`."""
+    """Columns `input_ids` and `labels`, or those of a pair."""
     counts: Counts
     lengths: list[int]
-    """Tokens of each row, before truncation."""
+    """Tokens of each row, before truncation; of a pair, of its longer side."""
+    kept: list[int]
+    """Which of the rows these are."""
+
+
+@dataclass(frozen=True)
+class Encodings:
+    """The rows of a run as its trainer takes them."""
+
+    train: Dataset
+    test: Dataset | None
 
 
 # --- rows -------------------------------------------------------------------------------------------------------
@@ -82,6 +95,20 @@ def load_rows(recipe: Recipe, kind: str) -> Rows:
         sources=[source for part in parts for source in part.tally.sources],
         bad=sum(part.tally.bad for part in parts),
     )
+
+
+def load_held_out(recipe: Recipe, kind: str) -> Rows:
+    """Read and check the rows that an evaluation recipe names: its test split, or what a training run held out of one.
+
+    Raises:
+        DataError: when rows are bad, or there are none.
+    """
+    holds_out = recipe["test_split_size"] is not None
+    read = _load_split(recipe, recipe["dataset_train_split" if holds_out else "dataset_test_split"], kind, first=True)
+    rows = read.rows.select(hold_out(recipe, read.groups, len(read.rows))) if holds_out else read.rows
+    if not len(rows):
+        raise DataError("there are no rows to judge on", where=_named(recipe))
+    return Rows(train=rows, test=None, sources=read.tally.sources, bad=read.tally.bad)
 
 
 @dataclass
@@ -177,7 +204,7 @@ def encode_rows(rows: Dataset, renderer: Renderer, recipe: Recipe, *, packing: b
         new_fingerprint=fingerprint,
         features=_TOKENS,
     )
-    bad = _refuse_faults(mapped, recipe)
+    bad = refuse_faults(mapped, recipe)
     carrying = mapped["carrying"]
     kept = [index for index, count in enumerate(carrying) if count]
     if not kept:
@@ -189,7 +216,7 @@ def encode_rows(rows: Dataset, renderer: Renderer, recipe: Recipe, *, packing: b
     used = mapped.select(kept) if len(kept) < len(mapped) else mapped
     dataset = used.select_columns(["input_ids", "labels"])
     lengths = [len(ids) for ids in dataset.with_format("arrow")["input_ids"]]
-    return Encoded(dataset, _count(used, lengths, recipe, packing=packing, read=len(rows), bad=bad), lengths)
+    return Encoded(dataset, _count(used, lengths, recipe, packing=packing, read=len(rows), bad=bad), lengths, kept)
 
 
 def _window_of(recipe: Recipe, *, packing: bool) -> slice:
@@ -205,7 +232,7 @@ def _cuts_nothing(recipe: Recipe, *, packing: bool) -> bool:
     return packing and recipe["packing_strategy"] in ("bfd_split", "wrapped")
 
 
-def _refuse_faults(mapped: Dataset, recipe: Recipe) -> int:
+def refuse_faults(mapped: Dataset, recipe: Recipe) -> int:
     """How many rows the chat template refuses; an error where they are not to be left out."""
     tally = Tally()
     for where, fault in zip(mapped["where"], mapped["fault"], strict=True):
@@ -237,3 +264,17 @@ def _count(
         loss_tokens=loss_tokens,
         longest=longest,
     )
+
+
+def hash_tokens(dataset: Dataset) -> str:
+    """A hash of every column: lists of tokens, or one number a row."""
+    digest = hashlib.sha256()
+    columns = sorted(dataset.column_names)
+    for batch in dataset.with_format("arrow").iter(_CHUNK):
+        for column in columns:
+            values = batch.column(column).combine_chunks()
+            if pa.types.is_list(values.type):
+                digest.update(np.diff(values.offsets.to_numpy()).astype(np.int64).tobytes())
+                values = values.flatten()
+            digest.update(values.to_numpy().astype(np.float64 if pa.types.is_floating(values.type) else np.int64))
+    return digest.hexdigest()

@@ -2,6 +2,7 @@
 
 UserError
 ├── RecipeError        2   the recipe or the command line
+├── GateError          3   a number that was asked for is not reached
 ├── DataError          4   the rows
 ├── EnvironmentFault   5   the machine, the disk, the hub, a missing part
 ├── GuardStop          6   training went wrong, and a guard stopped it
@@ -91,6 +92,12 @@ class RecipeError(UserError):
     """The recipe or the command line is wrong."""
 
     exit_code = 2
+
+
+class GateError(UserError):
+    """A model is there, but not as good as its recipe asks."""
+
+    exit_code = 3
 
 
 class DataError(UserError):

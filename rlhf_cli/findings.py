@@ -11,7 +11,7 @@ from typing import Any
 from rlhf_cli.data import Encoded
 from rlhf_cli.machine import quietly
 from rlhf_cli.methods.base import Method
-from rlhf_cli.models import find_source
+from rlhf_cli.model_source import find_source
 from rlhf_cli.prepare import Material, gather
 from rlhf_cli.recipe import Recipe
 from rlhf_cli.render import IGNORED_LABEL, marked_template
@@ -76,7 +76,7 @@ def inspect_tokens(recipe: Recipe, method: Method) -> TokenFindings:
         UserError: when rows or model folder are unusable.
     """
     with quietly():
-        material = gather(recipe, method, find_source(recipe))
+        material = gather(recipe, method, find_source(recipe, method.trains))
     splits: dict[str, Encoded] = {"train": material.train}
     if material.test:
         splits["test"] = material.test
@@ -123,7 +123,7 @@ def _describe_template(material: Material, recipe: Recipe) -> str:
     if material.own_template:
         whose = "ours, since the tokenizer has none"
     else:
-        whose = "the recipe's" if recipe["chat_template"] or recipe["chat_template_path"] else "the tokenizer's"
+        whose = "the recipe's" if recipe["chat_template"] or recipe.get("chat_template_path") else "the tokenizer's"
     how = "its generation marks" if marked_template(material.tokenizer) else "rendering turn by turn"
     return f"{whose}; answers are found by {how}"
 

@@ -1,8 +1,10 @@
-"""Stop a run that has gone wrong, before it goes on to spoil its weights."""
+"""Stop a run that has gone wrong, or warn of what its loss does not show."""
 
 from __future__ import annotations
 
 import math
+import statistics
+from collections import deque
 from typing import Any
 
 import torch
@@ -73,3 +75,49 @@ class FiniteGuard(TrainerCallback):
         return (
             f"{kept}lower `learning_rate` ({args.learning_rate:g}){warmup}; {self._run.metrics_file} has what led here"
         )
+
+
+class ChosenGuard(TrainerCallback):
+    """Warns when training on pairs makes the chosen answers less likely, which its loss and accuracy do not show.
+
+    DPO only asks that the rejected answer falls more (likelihood displacement, Razin et al. 2024, arXiv:2410.08847).
+    """
+
+    WINDOW = 10
+    """Log events that are looked at together."""
+
+    def __init__(self, run: RunDir, beta: float) -> None:
+        self._run = run
+        self._beta = beta
+        self._recent: deque[float] = deque(maxlen=self.WINDOW)
+        self._warned = False
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        """Keep how far the chosen answers' log-probability is from the reference's, in nats."""
+        if not logs or "rewards/chosen" not in logs or not state.is_world_process_zero:
+            return
+        self._recent.append(logs["rewards/chosen"] / self._beta)
+        if len(self._recent) < self.WINDOW or self._warned:
+            return
+        change = statistics.fmean(self._recent)
+        error = statistics.stdev(self._recent) / math.sqrt(len(self._recent))
+        if change + 2 * error < 0:
+            self._warned = True
+            say_error(
+                f"warning: step {state.global_step}: the chosen answers have become less likely, by {-change:.2f} nats "
+                f"against the reference (mean of {self.WINDOW} log events)\n"
+                "hint: lower `learning_rate`, raise `beta`, or hold them with `loss_type: [sigmoid, sft]`"
+            )
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Keep the last of it in run.json."""
+        if self._recent and state.is_world_process_zero:
+            facts = {"nats": statistics.fmean(self._recent), "warned": self._warned}
+            self._run.update_run(chosen_logp_change=facts)

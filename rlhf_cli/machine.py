@@ -9,11 +9,11 @@ import os
 import platform
 import subprocess
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import datasets
 import psutil
@@ -28,6 +28,8 @@ from rlhf_cli.recipe import Recipe
 from rlhf_cli.run_dir import output_dir_of
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+
+_Item = TypeVar("_Item")
 
 
 def detect_machine(*, use_cpu: bool = False) -> Machine:
@@ -111,6 +113,22 @@ def wait_for_all() -> None:
     """Wait until every process that trains is here."""
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
+
+
+def own_part(work: Sequence[_Item]) -> list[_Item]:
+    """This process's share of what all of them have before them: every so-manieth."""
+    if not torch.distributed.is_initialized():
+        return list(work)
+    return list(work[torch.distributed.get_rank() :: torch.distributed.get_world_size()])
+
+
+def gather_parts(done: list[_Item]) -> list[_Item]:
+    """What every process has done, in every process."""
+    if not torch.distributed.is_initialized():
+        return done
+    parts: list[list[_Item]] = [[] for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather_object(parts, done)
+    return [item for part in parts for item in part]
 
 
 def keep_freed_memory() -> None:

@@ -9,11 +9,14 @@ import torch
 from accelerate import init_empty_weights
 from peft import get_peft_model
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
+from rlhf_cli.adapters import adapter_config
 from rlhf_cli.errors import RecipeError
 from rlhf_cli.memory import ModelSize, weight_bytes
-from rlhf_cli.models import Source, adapter_config, as_mapping, explained_model
+from rlhf_cli.model_source import Source, what_it_holds
+from rlhf_cli.models import as_mapping, describe_model, explained_model, model_keys
+from rlhf_cli.plan import POLICY, REFERENCE, REWARD_MODEL
 from rlhf_cli.recipe import Recipe
 
 
@@ -39,34 +42,37 @@ class Batch:
     device: str
 
 
-def measure_model(recipe: Recipe, source: Source, dtype: str, batch: Batch) -> ModelSize:
+def measure_model(recipe: Recipe, source: Source, role: str, dtype: str, batch: Batch) -> ModelSize:
     """Count a model's parameters, and what a forward pass over a batch keeps, without loading a weight.
 
     Args:
         recipe: For adapter and quantisation.
         source: The model.
+        role: `POLICY`, `REWARD_MODEL`, or `REFERENCE`, which does not train.
         dtype: Of its frozen weights.
         batch: The longest batch of the run.
 
     Raises:
         RecipeError: when the configuration cannot be used, or modules are named that the model does not have.
     """
-    model = _describe(recipe, source)
+    model = _describe(recipe, source, role)
     base = sum(parameter.numel() for parameter in model.parameters())
     linear = _linear_weights(model)
-    head = model.get_output_embeddings()
+    head = model.get_output_embeddings() if role != REWARD_MODEL else None
     trunk, text = model.base_model, model.config.get_text_config()
     trainable, frozen, frozen_bytes = base, 0, 0.0
     if recipe["use_peft"] or source.adapter:
-        if not source.adapter:
-            _refuse_unfound(recipe, model)
+        _refuse_unfound(recipe, source, model)
         with explained_model(recipe, f"an adapter on `{source.name}`", source.base), init_empty_weights():
-            model = get_peft_model(model, adapter_config(recipe, source))
+            config = adapter_config(model_keys(recipe), source, role, model)
+            model = get_peft_model(model, config)
         trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         frozen = base
         bits = 4.5 if recipe["load_in_4bit"] else 8.5 if recipe["load_in_8bit"] else 8 * weight_bytes(dtype)
         frozen_bytes = linear * bits / 8 + (base - linear) * weight_bytes(dtype)
         _store_frozen(model, torch.bfloat16 if bits < 16 else getattr(torch, dtype, torch.float32))
+    if role == REFERENCE:
+        return _frozen_copy(trainable, text)
     head_trains = head is not None and any(parameter.requires_grad for parameter in head.parameters())
     kept = measure_kept(model, trunk, batch)
     return ModelSize(
@@ -75,30 +81,44 @@ def measure_model(recipe: Recipe, source: Source, dtype: str, batch: Batch) -> M
         frozen_bytes=int(frozen_bytes),
         hidden=text.hidden_size,
         layers=text.num_hidden_layers,
-        vocabulary=text.vocab_size,
+        vocabulary=text.vocab_size if head is not None else 0,
         kept_bytes=kept.total,
         cast_bytes=kept.casts,
         head_trains=head_trains,
     )
 
 
-def _describe(recipe: Recipe, source: Source) -> PreTrainedModel:
+def _frozen_copy(copied: int, text: PretrainedConfig) -> ModelSize:
+    """A copy of what trains, which does not: nothing is kept for it, and its logits have gone before the policy's."""
+    return ModelSize(
+        trainable=0,
+        frozen=copied,
+        frozen_bytes=4 * copied,
+        hidden=text.hidden_size,
+        layers=text.num_hidden_layers,
+        vocabulary=0,
+        kept_bytes=0,
+        cast_bytes=0,
+        head_trains=False,
+    )
+
+
+def _describe(recipe: Recipe, source: Source, role: str) -> PreTrainedModel:
     """The model on the meta device."""
+    kind = REWARD_MODEL if role == REWARD_MODEL else POLICY
+    where = recipe.where("model_name_or_path")
+    how = {"revision": recipe["model_revision"], "trust_remote_code": recipe["trust_remote_code"]}
     with explained_model(recipe, f"the configuration of `{source.name}`", source.base):
-        config = AutoConfig.from_pretrained(
-            source.base,
-            revision=recipe["model_revision"],
-            trust_remote_code=recipe["trust_remote_code"],
-            **as_mapping(recipe["model_init_kwargs"]),
-        )
-        with init_empty_weights():
-            model = AutoModelForCausalLM.from_config(
-                config,
-                trust_remote_code=recipe["trust_remote_code"],
-                attn_implementation=recipe["attn_implementation"],
-            )
-        model.tie_weights()  # on the meta device what was shared has come apart
-        return model
+        if source.holds is None:
+            config = AutoConfig.from_pretrained(source.base, **how)
+            if what_it_holds(config.to_dict(), source.name, where=where) == REWARD_MODEL and kind == POLICY:
+                raise RecipeError(
+                    f"`{source.name}` is a reward model, and {recipe.method} trains a policy", where=where
+                )
+        how["attn_implementation"] = recipe["attn_implementation"]
+        if kind == REWARD_MODEL:
+            how["num_labels"] = 1
+        return describe_model(source.base, kind, **how, **as_mapping(recipe["model_init_kwargs"]))
 
 
 def _linear_weights(model: torch.nn.Module) -> int:
@@ -117,8 +137,10 @@ def _store_frozen(model: torch.nn.Module, dtype: torch.dtype) -> None:
             parameter.data = parameter.data.to(dtype)
 
 
-def _refuse_unfound(recipe: Recipe, model: torch.nn.Module) -> None:
+def _refuse_unfound(recipe: Recipe, source: Source, model: torch.nn.Module) -> None:
     """Refuse names of modules that the model does not have. PEFT does without those when it finds any other."""
+    if source.adapter:
+        return
     modules = [name for name, _ in model.named_modules()]
     parameters = [name for name, _ in model.named_parameters()]
     linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]

@@ -75,7 +75,7 @@ def estimate_memory(sizes: Mapping[str, ModelSize], value: Callable[[str], Any],
     standing = passing = gradients = 0.0
     for role, size in sizes.items():
         for_role = _parts(size, value, tokens, device=device)
-        parts.update({f"{role} {name}": amount / GIB for name, amount in for_role.items()})
+        parts.update({f"{role} {name}": amount / GIB for name, amount in for_role.items() if amount})
         standing += for_role["weights"] + for_role["optimizer"]
         passing += for_role["activations"] + for_role["logits"]
         gradients += for_role["gradients"]

@@ -15,9 +15,15 @@ from rlhf_cli.memory import Memory, ModelSize, estimate_disk, estimate_memory, s
 from rlhf_cli.recipe import Recipe
 from rlhf_cli.redaction import hide_named
 
+POLICY = "policy"
+REWARD_MODEL = "reward model"
+REFERENCE = "reference"
+"""The roles a model may have in a run."""
+
 _NOT_THE_TRAINERS = frozenset({
     # rows come as tokens, and the model loaded
     "assistant_only_loss", "completion_only_loss", "chat_template_path", "model_init_kwargs", "dataset_text_field",
+    "pad_token",
     # set in the environment
     "hub_token",
     # one name for one setting
@@ -62,7 +68,7 @@ class Counts:
     bad: int
     """Left out with `skip_bad_rows`."""
     masked: int
-    """Dropped by TRL: no token carries loss within `max_length`."""
+    """Left out: no token carries loss within `max_length`, or a text that is read whole is longer."""
     used: int
     """Rows that train."""
     truncated: int
@@ -71,10 +77,12 @@ class Counts:
     """What the trainer sees: the used rows, or packs of them."""
     tokens: int
     """In all examples, once."""
-    loss_tokens: int
-    """Of these, tokens that carry loss."""
+    loss_tokens: int | None
+    """Of these, tokens that carry loss; None where a text has one score."""
     longest: int
-    """Tokens of the longest example."""
+    """Tokens of the longest sequence."""
+    sequences: int = 1
+    """Sequences of an example: a pair has two."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +90,8 @@ class Plan:
     """The numbers of one run."""
 
     method: str
+    trains: str
+    """`POLICY` or `REWARD_MODEL`."""
     output_dir: Path
     settings: dict[str, Any]
     """Every key that is not left to TRL: what the recipe says, and what was decided for it."""
@@ -128,18 +138,18 @@ class Plan:
     def as_text(self, width: int | None = None) -> str:
         """The plan as it is shown to a person; with a width, wrapped to it."""
         counts, machine = self.train, self.machine
-        left_out = [f"{n} {why}" for n, why in ((counts.bad, "bad"), (counts.masked, "without loss")) if n]
+        left_out = [f"{n} {why}" for n, why in ((counts.bad, "bad"), (counts.masked, _why_masked(counts))) if n]
         rows = f"{counts.used:,} of {counts.read:,} train" + (f" ({', '.join(left_out)} left out)" if left_out else "")
         if self.test:
             rows += f", {self.test.used:,} held out"
         packs = f" in {counts.examples:,} packs" if counts.examples != counts.used else ""
-        share = counts.loss_tokens / max(1, counts.tokens)
+        share = "" if counts.loss_tokens is None else f", {counts.loss_tokens / max(1, counts.tokens):.0%} with loss"
         parts = ", ".join(f"{name} {_gib(amount)}" for name, amount in self.memory.parts_gib.items())
         lines = [
             ("rows", f"{rows}; {counts.truncated:,} truncated"),
             (
                 "tokens",
-                f"{counts.tokens:,} an epoch{packs}, {share:.0%} with loss, longest {counts.longest:,}",
+                f"{counts.tokens:,} an epoch{packs}{share}, longest {counts.longest:,}",
             ),
             ("steps", f"{self.steps:,} of {self.batch} examples ({self.steps_per_epoch:,} an epoch)"),
             (
@@ -179,7 +189,7 @@ def make_plan(
         machine: What it trains on.
         train: Counts of the training rows.
         test: Counts of the held-out rows.
-        sizes: The models, by role.
+        sizes: The models, by role; the first is the one that trains.
     """
     settings = {**recipe.values, **{key: decision.value for key, decision in decisions.items()}}
 
@@ -196,13 +206,14 @@ def make_plan(
     batches = train.examples // per_step if value("dataloader_drop_last") else math.ceil(train.examples / per_step)
     steps_per_epoch = max(1, math.ceil(batches / accumulation))
     steps = value("max_steps") if value("max_steps") > 0 else math.ceil(value("num_train_epochs") * steps_per_epoch)
-    longest = value("per_device_train_batch_size") * train.longest
+    longest = value("per_device_train_batch_size") * train.sequences * train.longest
     memory = estimate_memory(sizes, value, longest, device=machine.device)
     # Where memory runs out although the plan had room, the estimate was too low: then a fifth less is a change.
     room = min(machine.free_gib, 0.8 * memory.peak_gib)
     smaller = smallest_change(sizes, value, longest, device=machine.device, room_gib=room) or _beyond(recipe)
     return Plan(
         method=recipe.method,
+        trains=next(iter(sizes)),
         output_dir=Path(value("output_dir")),
         settings=settings,
         decisions=dict(decisions),
@@ -216,6 +227,10 @@ def make_plan(
         disk_gib=estimate_disk(sizes, value, steps=steps, steps_per_epoch=steps_per_epoch),
         smaller=smaller,
     )
+
+
+def _why_masked(counts: Counts) -> str:
+    return "longer than `max_length`" if counts.loss_tokens is None else "without loss"
 
 
 def _beyond(recipe: Recipe) -> str:

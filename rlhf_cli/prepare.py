@@ -12,12 +12,13 @@ from rlhf_cli.data import Encoded, Rows, load_rows
 from rlhf_cli.machine import decide, detect_machine, quietly
 from rlhf_cli.measure import Batch, measure_model
 from rlhf_cli.methods.base import Method
-from rlhf_cli.models import Source, find_source, load_tokenizer
-from rlhf_cli.plan import Counts, Decision, Machine, Plan, make_plan
+from rlhf_cli.model_source import Source, find_source
+from rlhf_cli.plan import REWARD_MODEL, Counts, Decision, Machine, Plan, make_plan
 from rlhf_cli.recipe import Recipe
 from rlhf_cli.redaction import find_secrets
 from rlhf_cli.run_dir import RunDir, output_dir_of
 from rlhf_cli.terminal import printable, say
+from rlhf_cli.tokenizer import load_tokenizer
 from rlhf_cli.trial import try_config
 
 
@@ -45,6 +46,23 @@ class Prepared:
     config: TrainingArguments
     """What the trainer is told."""
 
+    def members(self, method: Method) -> list[Prepared]:
+        """The run of each member of an ensemble: from its own seed, in its own folder; the first is in the run's.
+
+        Without an ensemble, this run alone.
+        """
+        size = self.plan.setting("ensemble_size") or 1
+        return [self, *(self._member(method, number) for number in range(2, size + 1))]
+
+    def _member(self, method: Method, number: int) -> Prepared:
+        run = self.run.member(number)
+        settings = {**self.plan.settings, "output_dir": str(run.path), "push_to_hub": False}
+        settings["seed"] = self.recipe["seed"] + number - 1
+        if settings.get("data_seed") is not None:
+            settings["data_seed"] += number - 1
+        plan = replace(self.plan, settings=settings, output_dir=run.path)
+        return replace(self, run=run, plan=plan, config=method.build_config(plan))
+
 
 def prepare(recipe: Recipe, method: Method) -> Prepared:
     """Check data and model folder, and make the plan; `--dry-run` ends here.
@@ -53,7 +71,7 @@ def prepare(recipe: Recipe, method: Method) -> Prepared:
         UserError: when the run cannot start.
     """
     machine = detect_machine(use_cpu=bool(recipe["use_cpu"]))
-    source = find_source(recipe)
+    source = find_source(recipe, method.trains)
     adapts = bool(recipe["use_peft"] or source.adapter)
     decisions = decide(recipe, machine, method.defaults, adapts=adapts)
     run = RunDir(output_dir_of(recipe), find_secrets(recipe.values))
@@ -61,7 +79,8 @@ def prepare(recipe: Recipe, method: Method) -> Prepared:
         material = gather(recipe, method, source)
         dtype = decisions["dtype"].value if "dtype" in decisions else recipe["dtype"]
         batch = _longest_batch(recipe, decisions, machine, material.train.counts)
-        sizes = {role: measure_model(recipe, source, str(dtype), batch) for role in method.roles}
+        roles = method.roles(recipe, source)
+        sizes = {role: measure_model(recipe, source, role, str(dtype), batch) for role in roles}
     plan = make_plan(
         recipe,
         decisions,
@@ -79,7 +98,7 @@ def _longest_batch(recipe: Recipe, decisions: Mapping[str, Decision], machine: M
     computes_bf16 = decisions["bf16"].value if "bf16" in decisions else recipe["bf16"]
     compute = torch.bfloat16 if computes_bf16 else torch.float16 if recipe["fp16"] else torch.float32
     return Batch(
-        rows=recipe["per_device_train_batch_size"],
+        rows=recipe["per_device_train_batch_size"] * counts.sequences,
         tokens=counts.longest,
         packed=any(key in recipe and recipe[key] for key in ("packing", "padding_free")),
         compute=compute,
@@ -89,7 +108,7 @@ def _longest_batch(recipe: Recipe, decisions: Mapping[str, Decision], machine: M
 
 def gather(recipe: Recipe, method: Method, source: Source) -> Material:
     """Read every row and turn it into tokens."""
-    tokenizer, own_template = load_tokenizer(recipe, source)
+    tokenizer, own_template = load_tokenizer(recipe, source, pads_apart=method.trains == REWARD_MODEL)
     rows = load_rows(recipe, method.rows)
     for read in rows.sources:
         say(f"{printable(read['name'])}: {read['rows']:,} rows as {read['layout']}")

@@ -14,11 +14,12 @@ import torch
 from datasets import Dataset
 from transformers import PrinterCallback, ProgressCallback
 
+from rlhf_cli.data import Encodings
 from rlhf_cli.faults import explained_faults
 from rlhf_cli.machine import keep_freed_memory, quietly
 from rlhf_cli.memory import GIB
-from rlhf_cli.methods.base import Encodings, Method
-from rlhf_cli.models import keep_trained_in_fp32, load_policy
+from rlhf_cli.methods.base import Method
+from rlhf_cli.models import load_model, trained_in_fp32
 from rlhf_cli.prepare import Prepared
 
 STEPS = 2
@@ -54,9 +55,9 @@ def probe(prepared: Prepared, method: Method) -> Probe:
             keep_freed_memory()
         before = _start_measuring(plan.machine.device)
         with explained_faults(prepared.run, plan), quietly():
-            policy = load_policy(prepared.recipe, short, material.source, material.tokenizer)
-            trainer = method.build_trainer(method.build_config(short), policy, data)
-            keep_trained_in_fp32(trainer.model)
+            loaded = load_model(prepared.recipe, short, material.source, material.tokenizer)
+            with trained_in_fp32(loaded.model):
+                trainer = method.build_trainer(method.build_config(short), loaded, data)
             for talks in (ProgressCallback, PrinterCallback):
                 trainer.remove_callback(talks)
             started = time.perf_counter()

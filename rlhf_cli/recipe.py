@@ -42,6 +42,10 @@ class Recipe:
             return self.values[key]
         return self.schema["properties"][key].get("default")
 
+    def get(self, key: str, otherwise: Any = None) -> Any:
+        """The same for a key that not every command has."""
+        return self[key] if key in self.schema["properties"] else otherwise
+
     def with_defaults(self, defaults: Mapping[str, Any]) -> Recipe:
         """The recipe with values for keys it leaves out."""
         return replace(self, values={**defaults, **self.values})

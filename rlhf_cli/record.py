@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
-from rlhf_cli.errors import GuardStop, Interrupted, UserError
+from rlhf_cli.errors import GateError, GuardStop, Interrupted, UserError
 from rlhf_cli.machine import describe_environment, is_first_process
 from rlhf_cli.prepare import Prepared
 from rlhf_cli.resume import fingerprints
@@ -31,6 +31,9 @@ def recorded(prepared: Prepared) -> Iterator[None]:
     try:
         yield
         ended = {"status": "done", "exit_code": 0}
+    except GateError as error:
+        ended = {"status": "done", "exit_code": error.exit_code, "reason": str(error)}
+        raise
     except UserError as error:
         stopped = isinstance(error, (Interrupted, GuardStop))
         ended = {"status": "stopped" if stopped else "failed", "exit_code": error.exit_code, "reason": str(error)}

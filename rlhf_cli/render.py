@@ -7,7 +7,8 @@ some templates; and, for the rest, rendering the conversation turn by turn to se
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,14 @@ class Tokens:
 
 
 @dataclass(frozen=True)
+class Answer:
+    """A prompt and its response, in tokens."""
+
+    prompt_ids: list[int]
+    response_ids: list[int]
+
+
+@dataclass(frozen=True)
 class Renderer:
     """Turns rows into tokens for one tokenizer."""
 
@@ -53,12 +62,8 @@ class Renderer:
         Raises:
             BadRow: when the chat template refuses the row, or does not show where an answer starts.
         """
-        try:
+        with _explained_template():
             return self._encode(row)
-        except (TemplateError, TypeError, ValueError, UnicodeEncodeError) as error:
-            if isinstance(error, BadRow):
-                raise
-            raise BadRow(f"the chat template refuses it: {error}") from error
 
     def _encode(self, row: Mapping[str, Any]) -> Tokens:
         if "text" in row:
@@ -70,15 +75,14 @@ class Renderer:
         return self._encode_chat(row["prompt"], row["completion"], row)
 
     def _encode_text(self, prompt: str, completion: str) -> Tokens:
-        eos = str(self.tokenizer.eos_token or "")
-        text = prompt + completion + ("" if completion.endswith(eos) else eos)
+        text = _with_eos(self.tokenizer, prompt + completion)
         encoded = self.tokenizer(text, return_offsets_mapping=True)
         start = len(prompt) if self.completion_only else 0
         return _label(encoded["input_ids"], encoded["offset_mapping"], [(start, len(text))])
 
     def _encode_chat(self, prompt: Messages, completion: Messages, row: Mapping[str, Any]) -> Tokens:
         messages = [*prompt, *completion]
-        beside = {"tools": row.get("tools"), **(row.get("chat_template_kwargs") or {})}
+        beside = _beside(row)
         if self.assistant_only and self.marked_template is not None:
             return self._encode_marked(messages, len(prompt), beside)
         text = self._text(messages, beside)
@@ -124,7 +128,7 @@ class Renderer:
         """Characters of the text that belong to the prompt, the assistant's header included."""
         if not prompt:
             return 0
-        return _common_prefix(text, self._text(prompt, beside, ask=True))
+        return common_prefix(text, self._text(prompt, beside, ask=True))
 
     def _answer_spans(
         self, text: str, messages: Messages, first: int, beside: Mapping[str, Any]
@@ -163,6 +167,61 @@ class Renderer:
             if at >= 0 and not tail[at + len(token) :].strip():
                 return at + len(token)
         return len(tail)
+
+    def encode_answer(self, row: Mapping[str, Any]) -> Answer:
+        """A prompt and its completion as a policy is compared on them: to the end of turn, nothing behind it.
+
+        Raises:
+            BadRow: when the chat template refuses the row.
+        """
+        prompt, completion = row["prompt"], row["completion"]
+        with _explained_template():
+            if isinstance(prompt, str):
+                text = _with_eos(self.tokenizer, prompt + completion)
+                start, end = len(prompt), len(text)
+                encoded = self.tokenizer(text, return_offsets_mapping=True)
+            else:
+                beside = _beside(row)
+                text = self._text([*prompt, *completion], beside)
+                start = self._prompt_end(text, prompt, beside)
+                end = start + self._answer_length(text[start:])
+                encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return _cut(encoded["input_ids"], encoded["offset_mapping"], start, end)
+
+
+def render_answer(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str | Messages,
+    response: str | Messages,
+    *,
+    beside: Mapping[str, Any] | None = None,
+    finished: bool = True,
+) -> list[int]:
+    """A prompt and a response as a reward model reads them: in training, scoring, evaluation and PPO.
+
+    Finished, a conversation is what `tokenizer.apply_chat_template` gives of it, and a text ends in the end token.
+
+    Args:
+        tokenizer: Of the reward model, with a chat template.
+        prompt: Text, or messages; empty for a response without its prompt.
+        response: Text behind a text, messages behind messages.
+        beside: `tools` and `chat_template_kwargs` of the row.
+        finished: Whether the response came to its end; where not, no end of turn is written.
+
+    Returns:
+        Tokens; the score is read at the last.
+
+    Raises:
+        BadRow: when the chat template refuses the conversation.
+    """
+    with _explained_template():
+        if isinstance(response, str):
+            text = str(prompt) + response
+            return list(tokenizer(_with_eos(tokenizer, text) if finished else text)["input_ids"])
+        text = tokenizer.apply_chat_template(
+            [*prompt, *response], tokenize=False, continue_final_message=not finished, **_beside(beside or {})
+        )
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def make_renderer(
@@ -229,7 +288,34 @@ def _label(ids: Sequence[int], offsets: Sequence[tuple[int, int]], spans: Sequen
     return Tokens(list(ids), labels)
 
 
-def _common_prefix(one: str, other: str) -> int:
+def _cut(ids: Sequence[int], offsets: Sequence[tuple[int, int]], start: int, end: int) -> Answer:
+    """Tokens before a character, and those from there to another; one that reaches over belongs to the response."""
+    first = next((index for index, (begin, stop) in enumerate(offsets) if begin < stop and stop > start), len(ids))
+    last = next((index for index in range(len(ids), first, -1) if offsets[index - 1][0] < end), first)
+    return Answer(list(ids[:first]), list(ids[first:last]))
+
+
+def _with_eos(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    eos = str(tokenizer.eos_token or "")
+    return text if text.endswith(eos) else text + eos
+
+
+def _beside(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {"tools": row.get("tools"), **(row.get("chat_template_kwargs") or {})}
+
+
+@contextmanager
+def _explained_template() -> Iterator[None]:
+    try:
+        yield
+    except (TemplateError, TypeError, ValueError, UnicodeEncodeError) as error:
+        if isinstance(error, BadRow):
+            raise
+        raise BadRow(f"the chat template refuses it: {error}") from error
+
+
+def common_prefix(one: Sequence[object], other: Sequence[object]) -> int:
+    """How far two sequences are the same."""
     for position, (a, b) in enumerate(zip(one, other, strict=False)):
         if a != b:
             return position

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-
-import numpy as np
-
 from rlhf_cli.changes import refuse_changes, refuse_other_length
-from rlhf_cli.data import Encoded
+from rlhf_cli.data import hash_tokens
 from rlhf_cli.errors import DataError, RecipeError
 from rlhf_cli.models import fingerprint_model
 from rlhf_cli.plan import Plan
@@ -54,19 +50,9 @@ def fingerprints(prepared: Prepared) -> dict[str, str]:
     material = prepared.material
     return {
         "model": fingerprint_model(prepared.recipe, material.source),
-        "tokens": _hash_tokens(material.train),
-        "test tokens": _hash_tokens(material.test) if material.test else "",
+        "tokens": hash_tokens(material.train.dataset),
+        "test tokens": hash_tokens(material.test.dataset) if material.test else "",
     }
-
-
-def _hash_tokens(encoded: Encoded) -> str:
-    digest = hashlib.sha256()
-    for batch in encoded.dataset.with_format("arrow").iter(1000):
-        for column in ("input_ids", "labels"):
-            lists = batch.column(column).combine_chunks()
-            digest.update(np.diff(lists.offsets.to_numpy()).astype(np.int64).tobytes())
-            digest.update(lists.flatten().to_numpy().astype(np.int64).tobytes())
-    return digest.hexdigest()
 
 
 def refuse_other_material(run: RunDir, prepared: Prepared) -> None:

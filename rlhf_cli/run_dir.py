@@ -78,6 +78,29 @@ class RunDir:
         """Where incomplete checkpoints go."""
         return self.own / "incomplete"
 
+    def reference_folder(self, model: str, rows: str, split: str) -> Path:
+        """Log-probabilities of a split under a reference, both named by their hashes."""
+        return self.own / f"reference-{split}-{model[:12]}-{rows[:12]}"
+
+    def member(self, number: int) -> RunDir:
+        """The folder of a member of an ensemble, from the second on."""
+        return RunDir(self.path / "members" / str(number), self.secrets)
+
+    @property
+    def reward_card(self) -> Path:
+        """What a reward model is, and how good."""
+        return self.path / "reward_card.json"
+
+    @property
+    def stored_answers(self) -> Path:
+        """Some held-out answers and their scores, to measure a reward model's scale by."""
+        return self.own / "held_out.jsonl"
+
+    @property
+    def evaluation(self) -> Path:
+        """What `rlhf eval` found."""
+        return self.path / "eval.json"
+
     # --- run.json ---
 
     def read_run(self) -> dict[str, Any]:

@@ -106,7 +106,7 @@ def read_entry(
         EnvironmentFault: when the hub cannot be reached.
     """
     wanted = str(entry.get("split") or split) if first else split
-    text_column = recipe["dataset_text_field"] or "text"
+    text_column = recipe.get("dataset_text_field") or "text"
     for name, raws in _find(entry, wanted, first=first):
         chosen = _choose(_renamed(raws, text_column), entry.get("columns"), tally, name)
         yield from read_raws(name, chosen, tally, kind=kind, layout=entry.get("layout"))

@@ -10,18 +10,22 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import create_repo, upload_folder
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
 from rlhf_cli.card import write_card
 from rlhf_cli.checkpoints import CompleteCheckpoints, StopOnSignal
-from rlhf_cli.errors import EnvironmentFault, Interrupted, RecipeError
+from rlhf_cli.data import Encodings
+from rlhf_cli.errors import EnvironmentFault, GateError, Interrupted, RecipeError
+from rlhf_cli.evaluate import grade
 from rlhf_cli.faults import explained_faults, refuse_full_disk
+from rlhf_cli.gates import gate_error
 from rlhf_cli.guards import FiniteGuard
 from rlhf_cli.machine import first_process_first, is_first_process, keep_freed_memory, quietly
-from rlhf_cli.methods.base import Encodings, Method
-from rlhf_cli.models import Policy, keep_trained_in_fp32, load_policy
-from rlhf_cli.plan import Plan
+from rlhf_cli.methods.base import Method
+from rlhf_cli.models import Loaded, load_model, trained_in_fp32
+from rlhf_cli.plan import REWARD_MODEL, Plan
 from rlhf_cli.prepare import Prepared, prepare
 from rlhf_cli.progress import Watch
 from rlhf_cli.recipe import Recipe
@@ -39,6 +43,8 @@ from rlhf_cli.run_dir import (
 )
 from rlhf_cli.terminal import say, say_error, width
 from rlhf_cli.trial import HUB_ERRORS, explained_refusals
+
+_NOT_FOR_THE_HUB = ["_*", "checkpoint-*", "members/*/checkpoint-*", "rlhf/lock", "rlhf/logs/*", "rlhf/incomplete/*"]
 
 
 def train(recipe: Recipe, method: Method, *, resume: bool = False, overwrite: bool = False) -> RunDir:
@@ -60,55 +66,116 @@ def train(recipe: Recipe, method: Method, *, resume: bool = False, overwrite: bo
         if is_first_process():
             refuse_unusable(RunDir(output_dir_of(recipe)), recipe, resume=resume, overwrite=overwrite)
         prepared = prepare(recipe, method)
-        plan, run, material = prepared.plan, prepared.run, prepared.material
+        plan, run = prepared.plan, prepared.run
         refuse_full_disk(run, plan)
         if resume and _is_finished(run, plan):
             say(f"{run.path} is finished already; there is nothing to resume")
+            _refuse_missed_gate(run)
             return run
         with first_process_first(plan.machine):
             if is_first_process():
                 held.enter_context(take_run_dir(run, recipe, overwrite=overwrite))
-            checkpoint = _resume_point(prepared) if resume else None
+            trained = _take_up(prepared) if resume else 0
             if is_first_process():
                 write_recipe(run, recipe, plan.public_settings())
             move_rank_log(run)
-        say(plan.as_text(width()))
-        if not plan.fits:
-            say_error(plan.warning())
-        if plan.machine.device == "cpu":
-            keep_freed_memory()
+        _announce(plan)
         with recorded(prepared), explained_faults(run, plan), quietly():
-            policy = load_policy(recipe, plan, material.source, material.tokenizer)
-            trainer = _build_trainer(method, prepared, policy, stop)
-            stop.wait_for_steps()
-            if checkpoint is not None and step_of(checkpoint) >= plan.steps:
-                _restore(trainer, checkpoint)
-            else:
-                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-            if stop.signum is not None and trainer.state.global_step < plan.steps:
-                raise _stopped(stop.signum, run, trainer.state.global_step, plan.steps)
-            _save(trainer, prepared)
+            _train_members(prepared, method, stop, trained=trained, resume=resume)
+            if plan.trains == REWARD_MODEL:
+                _grade(prepared, stop)
+            if plan.setting("push_to_hub") and is_first_process():
+                _push(prepared)
     return run
 
 
-def _resume_point(prepared: Prepared) -> Path | None:
-    """The checkpoint to go on from; metrics logged after it are cut off."""
+def _announce(plan: Plan) -> None:
+    say(plan.as_text(width()))
+    if not plan.fits:
+        say_error(plan.warning())
+    if plan.machine.device == "cpu":
+        keep_freed_memory()
+
+
+def _take_up(prepared: Prepared) -> int:
+    """See that the run that is there is this one, and how many of its models are trained."""
     run = prepared.run
     before = run.read_run()
     if not before:
         say(f"{run.path} holds no run yet: starting from the beginning")
-        return None
+        return 0
     refuse_other_run(prepared)
-    checkpoint = run.newest_checkpoint()
-    if checkpoint is None and before.get("status") == "done":
+    if before.get("status") == "done" and not run.checkpoints():
         raise RecipeError(
             f"{run.path} is finished and holds no checkpoint to go on from",
             hint="start a new run with its model as `model_name_or_path`",
         )
+    longer = int(before.get("steps_done") or 0) < prepared.plan.steps
+    return 0 if longer else int(before.get("members_trained") or 0)
+
+
+def _train_members(prepared: Prepared, method: Method, stop: StopOnSignal, *, trained: int, resume: bool) -> None:
+    """Train the run's model, or those members of its ensemble that are not trained yet."""
+    members = prepared.members(method)
+    for number, member in enumerate(members, 1):
+        if number <= trained:
+            continue
+        _train_member(method, member, stop, resume=resume)
+        if is_first_process():
+            prepared.run.update_run(members_trained=number)
+        if stop.signum is not None and number < len(members):
+            raise _stopped(stop, prepared)
+
+
+def _train_member(method: Method, prepared: Prepared, stop: StopOnSignal, *, resume: bool) -> None:
+    """Train one model and save it: the run's only one, or a member of its ensemble."""
+    plan, material = prepared.plan, prepared.material
+    with first_process_first(plan.machine):
+        checkpoint = _resume_point(prepared.run) if resume else None
+    loaded = load_model(prepared.recipe, plan, material.source, material.tokenizer)
+    trainer = _build_trainer(method, prepared, loaded, stop)
+    stop.wait_for_steps()
+    if checkpoint is not None and step_of(checkpoint) >= plan.steps:
+        _restore(trainer, checkpoint)
+    else:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if stop.signum is not None and trainer.state.global_step < plan.steps:
+        raise _stopped(stop, prepared, trainer.state.global_step)
+    _save(trainer, prepared)
+
+
+def _resume_point(run: RunDir) -> Path | None:
+    """The checkpoint to go on from; metrics logged after it are cut off."""
+    checkpoint = run.newest_checkpoint()
     if is_first_process():
         run.cut_metrics(step_of(checkpoint) if checkpoint else 0)
     say(f"resuming from {checkpoint}" if checkpoint else "no complete checkpoint: starting from the beginning")
     return checkpoint
+
+
+def _grade(prepared: Prepared, stop: StopOnSignal) -> None:
+    """Make the report card of the reward model that was saved, and hold it against the gates."""
+    run = prepared.run
+    stop.act_at_once(f"stopped; the model is saved in {run.path}, and `--resume` makes its report card")
+    card = grade(prepared)
+    if card is None:
+        say_error(
+            "warning: no pairs are held out, so nothing is known of this reward model\n"
+            "hint: hold some out with `test_split_size: 0.1` and `split_by: prompt`"
+        )
+    else:
+        say(card.as_text())
+        if is_first_process():
+            run.update_run(report=card.as_json())
+    _write_card(prepared, run.read_run().get("results") or {})
+    if card and card.failed_gates:
+        raise gate_error(card.failed_gates, where=prepared.recipe.where("gates"), hint=f"the model is in {run.path}")
+
+
+def _refuse_missed_gate(run: RunDir) -> None:
+    record = run.read_run()
+    if record.get("exit_code") == GateError.exit_code:
+        raise GateError(str(record["reason"]), where=str(run.path))
 
 
 def _is_finished(run: RunDir, plan: Plan) -> bool:
@@ -116,14 +183,13 @@ def _is_finished(run: RunDir, plan: Plan) -> bool:
     return record.get("status") == "done" and int(record["steps_done"]) >= plan.steps
 
 
-def _build_trainer(method: Method, prepared: Prepared, policy: Policy, stop: StopOnSignal) -> Trainer:
+def _build_trainer(method: Method, prepared: Prepared, loaded: Loaded, stop: StopOnSignal) -> Trainer:
     """The method's trainer, watched, stoppable, and with what it trains in fp32."""
     plan = prepared.plan
     material = prepared.material
     data = Encodings(material.train.dataset, material.test.dataset if material.test else None)
-    with explained_refusals(prepared.recipe):
-        trainer = method.build_trainer(prepared.config, policy, data)
-    keep_trained_in_fp32(trainer.model)
+    with explained_refusals(prepared.recipe), trained_in_fp32(loaded.model):
+        trainer = method.build_trainer(prepared.config, loaded, data)
     # TRL writes a card at every save, and before a push: of a local base it says that it is called None.
     trainer.create_model_card = lambda **_: _write_card(prepared, prepared.run.read_run().get("results") or {})
     for unwanted in (ProgressCallback, PrinterCallback):
@@ -168,15 +234,22 @@ def _save(trainer: Trainer, prepared: Prepared) -> None:
     if is_first_process():
         prepared.run.update_run(steps_done=step, results=results)
     _write_card(prepared, results)
-    if prepared.plan.setting("push_to_hub"):
-        _push(trainer, prepared)
 
 
-def _push(trainer: Trainer, prepared: Prepared) -> None:
+def _push(prepared: Prepared) -> None:
+    """Put the run folder on the Hub, without checkpoints."""
+    run, settings = prepared.run.path, prepared.plan.setting
+    name = settings("hub_model_id") or run.absolute().name
     try:
-        trainer.push_to_hub()
+        repository = create_repo(name, private=settings("hub_private_repo"), exist_ok=True)
+        upload_folder(
+            repo_id=repository.repo_id,
+            folder_path=run,
+            revision=settings("hub_revision"),
+            commit_message=f"rlhf {prepared.plan.method}",
+            ignore_patterns=_NOT_FOR_THE_HUB,
+        )
     except HUB_ERRORS as error:
-        run, name = prepared.run.path, trainer.hub_model_id
         raise EnvironmentFault(
             f"the model is trained and saved in {run}, but the Hub does not take it: {error}",
             hint=f"hf upload {name} {run}",
@@ -195,12 +268,13 @@ def _write_card(prepared: Prepared, results: Mapping[str, Any]) -> None:
         )
 
 
-def _stopped(signum: int, run: RunDir, step: int, steps: int) -> Interrupted:
+def _stopped(stop: StopOnSignal, prepared: Prepared, step: int | None = None) -> Interrupted:
+    """What a signal leaves: a checkpoint in the middle of training, or models that are trained."""
+    run, steps = prepared.run, prepared.plan.steps
     arguments = [
         hide(argument, run.secrets) for argument in sys.argv[1:] if argument not in ("--resume", "--overwrite")
     ]
-    return Interrupted(
-        signum,
-        f"stopped after step {step} of {steps}; {run.path}/checkpoint-{step} is written",
-        hint=f"rlhf {shlex.join([*arguments, '--resume'])}",
-    )
+    left = f"stopped; what is trained is saved in {run.path}"
+    if step is not None:
+        left = f"stopped after step {step} of {steps}; {run.path}/checkpoint-{step} is written"
+    return Interrupted(int(stop.signum or 0), left, hint=f"rlhf {shlex.join([*arguments, '--resume'])}")

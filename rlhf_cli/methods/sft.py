@@ -11,9 +11,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 
-    from rlhf_cli.data import Encoded
-    from rlhf_cli.methods.base import Encodings
-    from rlhf_cli.models import Policy
+    from rlhf_cli.data import Encoded, Encodings
+    from rlhf_cli.models import Loaded
     from rlhf_cli.plan import Plan
     from rlhf_cli.recipe import Recipe
 
@@ -45,16 +44,16 @@ def build_config(plan: Plan) -> TrainingArguments:
     return SFTConfig(**plan.arguments(SFTConfig))
 
 
-def build_trainer(config: TrainingArguments, policy: Policy, data: Encodings) -> Trainer:
+def build_trainer(config: TrainingArguments, loaded: Loaded, data: Encodings) -> Trainer:
     """TRL's SFTTrainer on rows that are tokens already."""
     from trl import SFTTrainer
 
     return SFTTrainer(
-        model=policy.model,
+        model=loaded.model,
         args=config,
         train_dataset=data.train,
         eval_dataset=data.test,
-        processing_class=policy.tokenizer,
+        processing_class=loaded.tokenizer,
     )
 
 

@@ -1,4 +1,4 @@
-"""Make the schema of each method from the dataclasses of TRL: `python -m rlhf_cli.schema.generate [FOLDER]`."""
+"""Make the schema of each command from the dataclasses of TRL: `python -m rlhf_cli.schema.generate [FOLDER]`."""
 
 from __future__ import annotations
 
@@ -13,47 +13,51 @@ from typing import Any
 
 import pydantic
 
+from rlhf_cli.command import Command
+from rlhf_cli.eval_recipe import EVALUATION
 from rlhf_cli.methods import METHODS
-from rlhf_cli.methods.base import Method
 from rlhf_cli.renames import IGNORED
-from rlhf_cli.schema.overlay import CHOICES, OWN_KEYS, RANGES, REQUIRED, RULES, WIDER
+from rlhf_cli.schema.overlay import CHOICES, OWN_KEYS, RANGES, RULES, WIDER
 
 STAMPED = ("trl", "transformers")
 
 
 def main() -> None:
-    """Write one schema a method into the folder given, or beside this file."""
+    """Write one schema a command into the folder given, or beside this file."""
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent
     folder.mkdir(parents=True, exist_ok=True)
-    for method in METHODS:
-        text = json.dumps(method_schema(method), indent=1, ensure_ascii=False) + "\n"
+    for command in (*METHODS, EVALUATION):
+        text = json.dumps(command_schema(command), indent=1, ensure_ascii=False) + "\n"
         # By rename, since two processes may derive a schema at once.
-        draft = folder / f".{method.command}.json.new"
+        draft = folder / f".{command.command}.json.new"
         draft.write_text(text, encoding="utf-8")
-        draft.replace(folder / f"{method.command}.json")
+        draft.replace(folder / f"{command.command}.json")
 
 
-def method_schema(method: Method) -> dict[str, Any]:
-    """Gather every key a recipe of this method may have into one JSON Schema."""
+def command_schema(command: Command) -> dict[str, Any]:
+    """Gather every key its recipe may have into one JSON Schema."""
     properties: dict[str, Any] = {}
-    for dataclass_type in method.config_classes():
+    for dataclass_type in command.config_classes():
         hints = typing.get_type_hints(dataclass_type)
         for field in dataclasses.fields(dataclass_type):
-            if field.init and field.name not in IGNORED:
+            if field.init and field.name not in (*IGNORED, *command.left_out):
                 properties[field.name] = _field_schema(field, hints[field.name], source=dataclass_type.__name__)
-    for name, schema in {**OWN_KEYS, **method.keys}.items():
+    for name, narrower in command.narrowed.items():
+        properties[name].update(narrower)
+    shared = OWN_KEYS if command.shared is None else {name: OWN_KEYS[name] for name in command.shared}
+    for name, schema in {**shared, **command.keys}.items():
         properties[name] = {**schema, "x-source": "rlhf-cli"}
-    properties["method"] = {**properties["method"], "const": method.command}
+    properties["method"] = {**properties["method"], "const": command.command}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": f"rlhf {method.command} recipe",
-        "description": method.summary,
+        "title": f"rlhf {command.command} recipe",
+        "description": command.summary,
         "type": "object",
         "properties": dict(sorted(properties.items())),
         "additionalProperties": False,
         "x-versions": {name: metadata.version(name) for name in STAMPED},
-        "x-required": REQUIRED,
-        "x-rules": [rule for rule in RULES if set(rule["when"]) <= set(properties)],
+        "x-required": [list(group) for group in command.required],
+        "x-rules": [rule for rule in (*RULES, *command.rules) if set(rule["when"]) <= set(properties)],
     }
 
 

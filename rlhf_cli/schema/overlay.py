@@ -330,6 +330,3 @@ RULES: list[dict[str, Any]] = [
 ]
 """Keys that do not go together. A rule holds when every key has the value (`*`: anything set); a key that the
 recipe leaves out has its default, except against `*`. Those of `severity` warning only say that a key is not read."""
-
-REQUIRED: list[list[str]] = [["model_name_or_path"], ["dataset_name", "datasets"]]
-"""One key of each list must be there."""

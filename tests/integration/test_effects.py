@@ -24,7 +24,7 @@ from rlhf_cli.demo.tiny import build_tiny_model
 from rlhf_cli.machine import quietly
 from rlhf_cli.measure import Batch, measure_model
 from rlhf_cli.methods import METHODS
-from rlhf_cli.models import load_policy
+from rlhf_cli.models import load_model
 from rlhf_cli.prepare import prepare
 from rlhf_cli.recipe import read_recipe
 from rlhf_cli.render import Tokens
@@ -100,7 +100,7 @@ def test_attention_and_arguments_reach_the_model(
     path = write_recipe(use_cpu=True, attn_implementation=attention, model_init_kwargs={"num_hidden_layers": 1})
     recipe = read_recipe(path, method="sft")
     prepared = prepare(recipe, METHODS[0])
-    model = load_policy(recipe, prepared.plan, prepared.material.source, prepared.material.tokenizer).model
+    model = load_model(recipe, prepared.plan, prepared.material.source, prepared.material.tokenizer).model
     assert model.config._attn_implementation == attention
     assert len(model.model.layers) == 1
     size = measure_model(recipe, prepared.material.source, "float32", BATCH)
@@ -117,7 +117,7 @@ def test_quantised_weights_are_planned_as_large_as_they_are(
         write_recipe(use_cpu=True, use_peft=True, dtype="bfloat16", **{f"load_in_{bits}bit": True}), method="sft"
     )
     prepared = prepare(recipe, METHODS[0])
-    model = load_policy(recipe, prepared.plan, prepared.material.source, prepared.material.tokenizer).model
+    model = load_model(recipe, prepared.plan, prepared.material.source, prepared.material.tokenizer).model
     frozen = sum(p.numel() * p.element_size() for p in model.parameters() if not p.requires_grad)
     planned = measure_model(recipe, prepared.material.source, "bfloat16", BATCH).frozen_bytes
     # The scales of the blocks are no parameters: up to an eighth on top.

@@ -14,7 +14,7 @@ from transformers import Trainer
 
 from rlhf_cli.methods import METHODS
 from rlhf_cli.methods.base import Encodings
-from rlhf_cli.models import load_policy
+from rlhf_cli.models import load_model
 from rlhf_cli.prepare import prepare
 from rlhf_cli.recipe import read_recipe
 
@@ -46,7 +46,7 @@ def test_the_plan_has_the_steps_of_the_trainer(
     recipe = read_recipe(write_recipe(**{"max_steps": None, "use_cpu": True, **settings}), method="sft")
     prepared = prepare(recipe, METHODS[0])
     material, plan = prepared.material, prepared.plan
-    policy = load_policy(recipe, plan, material.source, material.tokenizer)
+    policy = load_model(recipe, plan, material.source, material.tokenizer)
     data = Encodings(material.train.dataset, material.test.dataset if material.test else None)
     trainer: Trainer = METHODS[0].build_trainer(prepared.config, policy, data)
     values = trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())

@@ -1,0 +1,151 @@
+"""Statistics of comparisons: shares and means with intervals, Bradley-Terry loss, calibration (pure)."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import optimize, stats
+
+CONFIDENCE = 0.95
+_RESAMPLES = 10_000
+_BCA_GROUPS = 1000
+"""Groups up to which intervals are corrected for bias and skew; beyond, they hardly are of use, and cost memory."""
+_CALIBRATION_BINS = 10
+_TEMPERATURES = (-4.0, 4.0)
+"""Natural logarithms between which a temperature is looked for."""
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number and its 95 % interval."""
+
+    value: float
+    ci_low: float | None
+    ci_high: float | None
+    """None where there are too few groups to tell."""
+    n: int
+    """Values it is the mean of."""
+    groups: int
+    """Independent groups among them, such as prompts."""
+
+    def as_json(self) -> dict[str, Any]:
+        """The estimate as a JSON object."""
+        return asdict(self)
+
+    def as_text(self, digits: int = 3) -> str:
+        """The estimate as it is shown to a person."""
+        if self.ci_low is None:
+            return f"{self.value:.{digits}f} (too few for an interval)"
+        return f"{self.value:.{digits}f} [{self.ci_low:.{digits}f}, {self.ci_high:.{digits}f}]"
+
+    @property
+    def low(self) -> float:
+        """The lower end; minus infinity where it is not known."""
+        return -np.inf if self.ci_low is None else self.ci_low
+
+    @property
+    def high(self) -> float:
+        """The upper end; infinity where it is not known."""
+        return np.inf if self.ci_high is None else self.ci_high
+
+
+def wins(margins: Floats) -> Floats:
+    """1 where a margin is positive, 0 where it is negative, a half where both sides are equal."""
+    return (np.sign(margins) + 1) / 2
+
+
+def mean_by_group(values: Floats, groups: Sequence[Hashable], *, seed: int, is_share: bool = False) -> Estimate:
+    """The mean of all values, with an interval from resampling whole groups.
+
+    Answers to one prompt are alike, so that rows are not independent; prompts are (Field and Welsh 2007, the cluster
+    bootstrap). Up to 1,000 groups the interval is BCa (Efron 1987), beyond the percentiles.
+
+    Args:
+        values: Shape (rows,).
+        groups: Of each row, what it belongs to.
+        seed: Of the resampling.
+        is_share: Whether values lie in 0 … 1; then a mean at either end gets Wilson's interval over groups, since
+            resampling what does not vary would claim to be certain.
+    """
+    _, index = np.unique(_numbered(groups), return_inverse=True)
+    sums, counts = np.bincount(index, weights=values), np.bincount(index)
+    value, size = float(values.mean()), len(counts)
+    if size < 2:
+        return Estimate(value, None, None, len(values), size)
+    if np.ptp(sums - value * counts) < 1e-12:
+        if not is_share or not (value <= 0 or value >= 1):
+            return Estimate(value, value, value, len(values), size)
+        interval = stats.binomtest(round(value * size), size).proportion_ci(CONFIDENCE, method="wilson")
+        return Estimate(value, interval.low, interval.high, len(values), size)
+    found = stats.bootstrap(
+        (sums, counts),
+        lambda total, number, axis: total.sum(axis=axis) / number.sum(axis=axis),
+        paired=True,
+        vectorized=True,
+        n_resamples=_RESAMPLES,
+        batch=max(1, 5_000_000 // size),
+        confidence_level=CONFIDENCE,
+        method="BCa" if size <= _BCA_GROUPS else "percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return Estimate(value, float(found.low), float(found.high), len(values), size)
+
+
+def _numbered(groups: Sequence[Hashable]) -> NDArray[np.int64]:
+    numbers: dict[Hashable, int] = {}
+    return np.array([numbers.setdefault(group, len(numbers)) for group in groups])
+
+
+def bradley_terry_loss(margins: Floats) -> Floats:
+    """The loss of each pair in nats, −log σ(margin) (Bradley and Terry 1952)."""
+    return np.logaddexp(0.0, -margins)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How probabilities given by margins compare with what happened."""
+
+    ece: float
+    """Expected calibration error (Naeini et al. 2015)."""
+    temperature: float
+    """What margins are to be divided by for the least loss; above 1, the model is too sure (Guo et al. 2017)."""
+    bins: list[dict[str, float]]
+    """`probability` given to the side with the higher score, `wins`, the share that it won, and `n`."""
+
+
+def calibrate(margins: Floats) -> Calibration:
+    """Compare σ(|margin|), the probability given to the side with the higher score, with how often it was the chosen.
+
+    Bins hold equally many pairs.
+
+    Args:
+        margins: Score of the chosen less that of the rejected answer, shape (pairs,).
+    """
+    given = 1 / (1 + np.exp(-np.abs(margins)))
+    won = wins(margins)
+    bins = []
+    for part in np.array_split(np.argsort(given, kind="stable"), min(_CALIBRATION_BINS, len(margins))):
+        bins.append({"probability": float(given[part].mean()), "wins": float(won[part].mean()), "n": len(part)})
+    ece = sum(part["n"] * abs(part["probability"] - part["wins"]) for part in bins) / len(margins)
+    return Calibration(ece, fit_temperature(margins), bins)
+
+
+def fit_temperature(margins: Floats) -> float:
+    """What to divide margins by for the least Bradley-Terry loss; at most e⁴, for margins that tell nothing."""
+    found = optimize.minimize_scalar(
+        lambda log: float(bradley_terry_loss(margins / np.exp(log)).mean()), bounds=_TEMPERATURES, method="bounded"
+    )
+    return float(np.exp(found.x))
+
+
+def rank_correlation(one: Floats, other: Floats) -> float:
+    """Spearman's ρ; 0 where either does not vary."""
+    if len(one) < 3 or np.ptp(one) == 0 or np.ptp(other) == 0:
+        return 0.0
+    return float(stats.spearmanr(one, other).statistic)
