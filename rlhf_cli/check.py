@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf_cli.errors import EnvironmentFault, Problem, UserError
+from rlhf_cli.errors import EnvironmentFault, Problem, RecipeError, UserError
 from rlhf_cli.methods import METHODS
 from rlhf_cli.methods.base import Method
 from rlhf_cli.recipe import Recipe, apply_environment, read_recipe
@@ -51,7 +51,11 @@ def check_recipe(
 
 def _inspect(recipe: Recipe, wanted: frozenset[str], outcome: dict[str, Any], *, show: bool) -> None:
     """Look at what is wanted; the outcome has what was found, also where a fault ends it."""
-    method = next(method for method in METHODS if method.command == recipe.method)
+    if not wanted:
+        return
+    method = next((method for method in METHODS if method.command == recipe.method), None)
+    if method is None:
+        raise RecipeError(f"only the keys of a recipe for `{recipe.method}` can be checked", where=str(recipe.path))
     if "rows" in wanted:
         _inspect_rows(recipe, method, outcome, show=show)
     if "tokens" in wanted:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -14,8 +15,11 @@ from typing import Annotated, Any
 import typer
 
 from rlhf_cli import __version__
+from rlhf_cli.arguments import split_arguments, without_launch_options
 from rlhf_cli.check import check_recipe
 from rlhf_cli.errors import Problem, RecipeError, UserError
+from rlhf_cli.eval_recipe import EVALUATION
+from rlhf_cli.gates import gate_error
 from rlhf_cli.launch import adopt_slurm, end_with_launcher
 from rlhf_cli.methods import METHODS
 from rlhf_cli.methods.base import Method
@@ -102,7 +106,7 @@ def _add_training_command(method: Method) -> None:
     ) -> None:
         if resume and overwrite:
             raise RecipeError("--resume and --overwrite exclude each other")
-        path, overrides = _split_arguments([recipe, *context.args], method.command)
+        path, overrides = split_arguments([recipe, *context.args], method.command)
         checked = read_recipe(path, method=method.command, overrides=overrides)
         _show_warnings(checked.warnings)
         apply_environment(checked)
@@ -143,61 +147,17 @@ def _launch(recipe: Recipe, num_processes: int | None, config: str | None, *, re
         return False
     environment = launch.accelerate_environment(config, processes) if config else {}
     refuse_unusable(RunDir(output_dir_of(recipe)), recipe, resume=resume, overwrite=overwrite)
-    command = [sys.executable, "-m", "rlhf_cli", *_without_launch_options(sys.argv[1:])]
+    command = [sys.executable, "-m", "rlhf_cli", *without_launch_options(sys.argv[1:])]
     code = launch.launch(command, processes, environment)
     if code:
         raise typer.Exit(code)
     return True
 
 
-def _without_launch_options(arguments: Sequence[str]) -> list[str]:
-    kept: list[str] = []
-    rest = list(arguments)
-    while rest:
-        argument = rest.pop(0)
-        name = argument.partition("=")[0].replace("_", "-")
-        if name not in ("--num-processes", "--accelerate-config"):
-            kept.append(argument)
-        elif "=" not in argument:
-            rest.pop(0)
-    return kept
-
-
 def _take_one_gpu() -> None:
     """Without a launcher, leave torch the first GPU only: TRL refuses to train one process on several."""
     if "WORLD_SIZE" not in os.environ:
         os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-
-
-def _split_arguments(arguments: Sequence[str], method: str) -> tuple[Path, list[tuple[str, str]]]:
-    """Tell the recipe from `--key value`, `--key=value` and `key=value`, in any order.
-
-    A flag that stands alone (`--packing`) means true.
-    """
-    recipes: list[str] = []
-    overrides: list[tuple[str, str]] = []
-    known = load_schema(method)["properties"]
-    rest = list(arguments)
-    while rest:
-        argument = rest.pop(0)
-        name, equals, value = argument.partition("=")
-        key = name.lstrip("-").replace("-", "_")
-        if equals and (name.startswith("--") or name.isidentifier()):
-            overrides.append((key, value))
-        elif argument.startswith("--") and len(argument) > 2:
-            is_flag = known.get(key, {}).get("type") == "boolean"
-            stands_alone = not rest or rest[0].startswith("--") or (is_flag and not _is_truth(rest[0]))
-            overrides.append((key, "true" if stands_alone else rest.pop(0)))
-        else:
-            recipes.append(argument)
-    if len(recipes) != 1:
-        what = f"one recipe is wanted, got {len(recipes)}: {' '.join(recipes)}" if recipes else "no recipe given"
-        raise RecipeError(what, hint=f"rlhf {method} RECIPE [--key value …]")
-    return Path(recipes[0]), overrides
-
-
-def _is_truth(word: str) -> bool:
-    return word.lower() in ("true", "false", "yes", "no", "on", "off", "null", "0", "1")
 
 
 def _show_warnings(warnings: Sequence[Problem]) -> None:
@@ -207,6 +167,49 @@ def _show_warnings(warnings: Sequence[Problem]) -> None:
 
 for _method in METHODS:
     _add_training_command(_method)
+
+
+# --- judging ------------------------------------------------------------------------------------------------------
+
+
+@app.command(EVALUATION.command, context_settings=_FORWARDING)
+def evaluate(
+    context: typer.Context,
+    recipe: RecipeFile,
+    as_json: Annotated[bool, typer.Option("--json", help="Write the outcome to stdout as JSON.")] = False,
+) -> None:
+    """Judge a reward model on held-out preferences; gates set the exit code.
+
+    Any key of the recipe can be given here too and wins over the file.
+    """
+    path, overrides = split_arguments([recipe, *context.args], EVALUATION.command)
+    checked = read_recipe(path, method=EVALUATION.command, overrides=overrides)
+    _show_warnings(checked.warnings)
+    apply_environment(checked)
+    say(f"{EVALUATION.command} {path}: {len(checked.values)} keys, all good; loading torch and transformers")
+    from rlhf_cli.evaluate import evaluate as judge
+
+    card, outcome = judge(checked)
+    typer.echo(json.dumps(outcome, default=str) if as_json else card.as_text())
+    if card.failed_gates:
+        raise gate_error(card.failed_gates, where=checked.where("gates"))
+
+
+@app.command()
+def score(
+    reward_model: Annotated[str, typer.Argument(help="A run folder, a model folder or a Hub id.", metavar="RM")],
+    file: Annotated[str, typer.Argument(help="Rows with prompt and response, or chosen and rejected; - is stdin.")],
+    out: Annotated[Path | None, typer.Option(help="Write here instead of to stdout.")] = None,
+    skip_bad_rows: Annotated[bool, typer.Option("--skip-bad-rows", help="Rows without a score are no error.")] = False,
+) -> None:
+    """Rewards for the prompts and responses of a file, one JSON object a line."""
+    if out is not None and out.exists():
+        raise RecipeError("the file is there already", where=str(out), hint="name another with `--out`")
+    say(f"loading {reward_model}")
+    from rlhf_cli.scoring import score_rows
+
+    with open(out, "w", encoding="utf-8") if out else contextlib.nullcontext(sys.stdout) as sink:
+        score_rows(reward_model, file, sink, skip_bad_rows=skip_bad_rows)
 
 
 # --- recipes ----------------------------------------------------------------------------------------------------
@@ -290,10 +293,10 @@ def init(
     method: Annotated[str, typer.Argument(help="The method.", autocompletion=method_names)],
     out: Annotated[Path | None, typer.Option(help="The file to write.")] = None,
     model: Annotated[str, typer.Option(help="A Hub id or a model folder.")] = "Qwen/Qwen3-0.6B",
-    data: Annotated[str, typer.Option(help="A data file, a folder or a Hub id.")] = "trl-lib/Capybara",
+    data: Annotated[str | None, typer.Option(help="A data file, a folder or a Hub id.")] = None,
 ) -> None:
     """Write a first recipe."""
-    wanted = next((entry for entry in METHODS if entry.command == method), None)
+    wanted = next((entry for entry in (*METHODS, EVALUATION) if entry.command == method), None)
     if wanted is None:
         raise RecipeError(f"unknown method `{method}`", hint=f"one of {', '.join(method_names())}")
     path = out or Path(f"{method}.yaml")
@@ -301,7 +304,8 @@ def init(
         raise RecipeError("the file is there already", where=str(path), hint="name another with `--out`")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(
-        wanted.starter.format(path=path, model=model, data=data, output=f"runs/{path.stem}"), encoding="utf-8"
+        wanted.starter.format(path=path, model=model, data=data or wanted.starter_data, output=f"runs/{path.stem}"),
+        encoding="utf-8",
     )
     say(f"wrote {path}")
     say_error(f"hint: rlhf check {path} --data, then rlhf {method} {path}")

@@ -185,11 +185,17 @@ def _read_json(path: Path) -> Iterator[Raw]:
         if start.strip().startswith(b"["):
             yield from _read_array(path, (start + file.read()).decode("utf-8"))
         else:
-            yield from _read_lines(path, start, file)
+            yield from read_lines(path, start, file)
 
 
-def _read_lines(path: Path, start: bytes, file: IO[bytes]) -> Iterator[Raw]:
-    """Lines are decoded one by one, so that a line in another encoding spoils itself alone."""
+def read_lines(path: Path, start: bytes, file: IO[bytes]) -> Iterator[Raw]:
+    """Rows of JSON lines, decoded one by one, so that a line in another encoding spoils itself alone.
+
+    Args:
+        path: What errors name.
+        start: What was read of the file already.
+        file: The rest of it.
+    """
     begun = start.split(b"\n")
     yield from _read_line(path, len(begun), begun[-1] + file.readline())
     for number, line in enumerate(file, len(begun) + 1):

@@ -25,6 +25,7 @@ from rlhf_cli.rows import (
     text_of,
 )
 
+PROMPT_RESPONSE = "prompt-response"
 Reader = Callable[[Mapping[str, Any]], list[Row]]
 """A raw row into the rows it holds; raises BadRow."""
 
@@ -310,7 +311,7 @@ LAYOUTS: tuple[Layout, ...] = (
     _layout("openorca", "question response", _ask("question", "response", system="system_prompt"),
             optional="system_prompt"),
     _layout("question-answer", "question answer", _ask("question", "answer")),
-    _layout("prompt-response", "prompt response", _ask("prompt", "response", system="system"), optional="system"),
+    _layout(PROMPT_RESPONSE, "prompt response", _ask("prompt", "response", system="system"), optional="system"),
     _layout("problem-solution", "problem solution", _ask("problem", "solution")),
     _layout("query-response", "query response", _ask("query", "response")),
     _layout("inputs-targets", "inputs targets", _ask("inputs", "targets")),

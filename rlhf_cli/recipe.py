@@ -284,6 +284,6 @@ def apply_environment(recipe: Recipe) -> None:
     """Set the recipe's `env`, before anything heavy is imported; what the user has set already wins."""
     for name, value in (recipe["env"] or {}).items():
         os.environ.setdefault(name, str(value))
-    if recipe["hub_token"]:
+    if recipe.get("hub_token"):
         # Not through the trainer's arguments: those are pickled beside the model and pushed with it.
         os.environ["HF_TOKEN"] = str(recipe["hub_token"])

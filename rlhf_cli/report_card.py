@@ -195,7 +195,7 @@ def make_report_card(scored: Scored, gates: Sequence[Mapping[str, Any]], *, seed
 
 def _numbers(scored: Scored, margins: Floats, seed: int) -> dict[str, Estimate]:
     probed = np.asarray(scored.probed)
-    prompts = [scored.prompts[index] for index in probed]
+    prompts = [scored.prompts[index] for index in scored.probed]
     right, longer = wins(margins), wins(scored.characters[:, 0] - scored.characters[:, 1])
     blind = wins(scored.promptless[:, 0] - scored.promptless[:, 1])
     differ = np.flatnonzero(scored.characters[:, 0] != scored.characters[:, 1])
@@ -219,7 +219,7 @@ def _numbers(scored: Scored, margins: Floats, seed: int) -> dict[str, Estimate]:
         "promptless": probed_share(blind),
         "accuracy_over_promptless": mean_by_group(right[probed] - blind, prompts, seed=seed),
         "log_loss": mean_by_group(bradley_terry_loss(margins), scored.prompts, seed=seed),
-        "picks_longer": mean_by_group(agrees, [scored.prompts[i] for i in differ], seed=seed, is_share=True)
+        "picks_longer": mean_by_group(agrees, [scored.prompts[i] for i in differ.tolist()], seed=seed, is_share=True)
         if len(differ)
         else Estimate(0.5, None, None, 0, 0),
         "said_twice": probed_share(wins(scored.twice - chosen)),
@@ -248,7 +248,7 @@ def _length_kinds(scored: Scored) -> list[str]:
 def _junk_share(scored: Scored, scores: Floats, seed: int) -> Estimate:
     there = np.flatnonzero(~np.isnan(scores))
     above = wins(scores[there] - scored.chosen.mean(axis=1)[np.asarray(scored.probed)[there]])
-    prompts = [scored.prompts[scored.probed[index]] for index in there]
+    prompts = [scored.prompts[scored.probed[index]] for index in there.tolist()]
     return mean_by_group(above, prompts, seed=seed, is_share=True)
 
 
@@ -257,7 +257,7 @@ def _flips(scored: Scored, edited: Floats) -> Floats:
     chosen, rejected = (side.mean(axis=1)[np.asarray(scored.probed)] for side in (scored.chosen, scored.rejected))
     before = np.sign(chosen - rejected)
     changed = (np.sign(edited[:, 0] - rejected) != before) | (np.sign(chosen - edited[:, 1]) != before)
-    return changed.astype(np.float64)
+    return np.asarray(changed, dtype=np.float64)
 
 
 def _share_of_flips(scored: Scored, edited: Floats, seed: int) -> Estimate:

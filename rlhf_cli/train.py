@@ -130,6 +130,7 @@ def _train_members(prepared: Prepared, method: Method, stop: StopOnSignal, *, tr
 def _train_member(method: Method, prepared: Prepared, stop: StopOnSignal, *, resume: bool) -> None:
     """Train one model and save it: the run's only one, or a member of its ensemble."""
     plan, material = prepared.plan, prepared.material
+    prepared.run.own.mkdir(parents=True, exist_ok=True)
     with first_process_first(plan.machine):
         checkpoint = _resume_point(prepared.run) if resume else None
     loaded = load_model(prepared.recipe, plan, material.source, material.tokenizer)
