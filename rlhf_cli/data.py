@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -17,7 +17,7 @@ from trl import pack_dataset
 from rlhf_cli.errors import DataError
 from rlhf_cli.plan import Counts
 from rlhf_cli.recipe import Recipe
-from rlhf_cli.render import IGNORED_LABEL, Renderer
+from rlhf_cli.render import IGNORED_LABEL, Renderer, Tokens
 from rlhf_cli.rows import BadRow
 from rlhf_cli.sources import Checked, Tally, entries_of, hold_out, read_entry
 
@@ -264,6 +264,19 @@ def _count(
         loss_tokens=loss_tokens,
         longest=longest,
     )
+
+
+def sequences_of(example: Mapping[str, Any]) -> list[Tokens]:
+    """The sequences of an example of any trainer, with labels where the loss is; a reward model's is at the end."""
+    if "input_ids" in example:
+        return [Tokens(example["input_ids"], example["labels"])]
+    prompt = example.get("prompt_ids")
+    sequences = []
+    for side in (example["chosen_ids"], example["rejected_ids"]):
+        before = [*prompt] if prompt is not None else side[:-1]
+        behind = side if prompt is not None else side[-1:]
+        sequences.append(Tokens([*before, *behind], [IGNORED_LABEL] * len(before) + [*behind]))
+    return sequences
 
 
 def hash_tokens(dataset: Dataset) -> str:

@@ -35,10 +35,10 @@ Tokens = tuple[int, ...]
 
 
 def evaluate(recipe: Recipe) -> tuple[ReportCard, dict[str, Any]]:
-    """Judge the reward model of a recipe.
+    """Judge the reward model of a recipe, and write down what came out where `output_dir` says so.
 
     Returns:
-        Its report card, and what was judged, on what.
+        Its report card, and the same as a JSON object, with what was judged, on what.
 
     Raises:
         UserError: when model or data cannot be used.
@@ -56,7 +56,12 @@ def evaluate(recipe: Recipe) -> tuple[ReportCard, dict[str, Any]]:
     if scale is not None:
         say(scale.as_text())
     facts = {"reward_model": model.name, "data": rows.sources, "environment": describe_environment()}
-    return card, facts
+    outcome = {**facts, "report": card.as_json()}
+    if recipe["output_dir"] is not None:
+        folder = Path(recipe["output_dir"])
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "eval.json", outcome)
+    return card, outcome
 
 
 def grade(prepared: Prepared) -> ReportCard | None:

@@ -204,6 +204,11 @@ def prompt_text(row: Row) -> str:
     return "\n\n".join(texts)
 
 
+def answer_text(answer: Any) -> str:
+    """What an answer says, in all its turns."""
+    return answer if isinstance(answer, str) else "\n\n".join(message["content"] for message in answer)
+
+
 def row_text(row: Row) -> str:
     """All that is said in a row."""
     columns = ("text", "prompt", "messages", "completion", "chosen", "rejected")

@@ -96,11 +96,6 @@ class RunDir:
         """Some held-out answers and their scores, to measure a reward model's scale by."""
         return self.own / "held_out.jsonl"
 
-    @property
-    def evaluation(self) -> Path:
-        """What `rlhf eval` found."""
-        return self.path / "eval.json"
-
     # --- run.json ---
 
     def read_run(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from rlhf_cli.errors import DataError, EnvironmentFault, Problem, RecipeError, f
 from rlhf_cli.files import BadLine, Raw, find_files, is_data_file, read_rows
 from rlhf_cli.layouts import Layout, find_layout, read_row
 from rlhf_cli.recipe import Recipe
-from rlhf_cli.rows import BadRow, Row, prompt_text
+from rlhf_cli.rows import BadRow, Row, answer_text, prompt_text
 from rlhf_cli.run_dir import file_hash
 
 SHOWN_PROBLEMS = 10
@@ -39,6 +39,14 @@ class Checked:
     raw: Mapping[str, Any]
     row: Row
 
+    @property
+    def is_tie(self) -> bool:
+        """Whether a preference compares nothing: equal answers, a margin of 0, or equal scores of its annotation."""
+        if answer_text(self.row["chosen"]) == answer_text(self.row["rejected"]) or self.row.get("margin") == 0:
+            return True
+        scores = [self.raw.get(column) for column in ("score_chosen", "score_rejected")]
+        return scores[0] is not None and scores[0] == scores[1]
+
     def group(self, column: str | None) -> Any:
         """What the row stays together with when rows are held out: its value in a column, or its prompt."""
         if column == "prompt":
@@ -54,6 +62,8 @@ class Tally:
     sources: list[dict[str, Any]] = field(default_factory=list)
     """Name, layout, rows, and the hash of a local file."""
     bad: int = 0
+    ties: int = 0
+    """Left out with `drop_ties`."""
     problems: list[Problem] = field(default_factory=list)
     """Why, for the first few."""
     reasons: Counter[str] = field(default_factory=Counter)
@@ -109,7 +119,17 @@ def read_entry(
     text_column = recipe.get("dataset_text_field") or "text"
     for name, raws in _find(entry, wanted, first=first):
         chosen = _choose(_renamed(raws, text_column), entry.get("columns"), tally, name)
-        yield from read_raws(name, chosen, tally, kind=kind, layout=entry.get("layout"))
+        rows = read_raws(name, chosen, tally, kind=kind, layout=entry.get("layout"))
+        yield from _without_ties(rows, tally) if recipe.get("drop_ties") else rows
+
+
+def _without_ties(rows: Iterator[Checked], tally: Tally) -> Iterator[Checked]:
+    for checked in rows:
+        if checked.is_tie:
+            tally.ties += 1
+            tally.sources[-1]["rows"] -= 1
+        else:
+            yield checked
 
 
 def read_raws(

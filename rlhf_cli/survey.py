@@ -17,6 +17,7 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
+from rlhf_cli.comparisons import PairTraces
 from rlhf_cli.recipe import Recipe
 from rlhf_cli.rows import prompt_text, row_text
 from rlhf_cli.sources import Checked, Tally, entries_of, hold_out, read_entry
@@ -74,6 +75,8 @@ class Survey:
     findings: list[Finding]
     tally: Tally
     skips_bad_rows: bool
+    pairs: PairTraces
+    """Of the training rows, where they are preferences."""
 
     def as_json(self) -> dict[str, Any]:
         """The survey as a JSON object."""
@@ -82,13 +85,15 @@ class Survey:
             "rows": self.rows,
             "characters": histogram(self.characters),
             "findings": [asdict(finding) for finding in self.findings],
+            **({"answers": self.pairs.lengths()} if self.pairs.lengths() else {}),
         }
 
     def as_text(self) -> str:
         """The survey as it is shown to a person."""
         rows = ", ".join(f"{count:,} {split}" for split, count in self.rows.items())
         sources = [f"{printable(read['name'])}: {read['rows']:,} rows as {read['layout']}" for read in self.sources]
-        lines = [*sources, f"rows      {rows}", *draw_histogram(self.characters, "characters")]
+        drawn = draw_histogram(self.characters, "characters")
+        lines = [*sources, f"rows      {rows}", *drawn, *self.pairs.as_text()]
         return "\n".join([*lines, "", list_findings(self.findings)])
 
     @property
@@ -121,6 +126,7 @@ def survey_rows(recipe: Recipe, kind: str) -> Survey:
         findings=list(_findings(traces, tally, recipe)),
         tally=tally,
         skips_bad_rows=bool(recipe["skip_bad_rows"]),
+        pairs=traces["train"].pairs,
     )
 
 
@@ -145,6 +151,8 @@ class _Traces:
     groups: list[Any] = field(default_factory=list)
     signatures: list[NDArray[np.uint32]] = field(default_factory=list)
     """MinHash of each prompt's word triples, in batches."""
+    pairs: PairTraces = field(default_factory=PairTraces)
+    """Of preferences."""
 
     def place(self, index: int) -> str:
         return f"{self.names[self.files[index]]}:{self.lines[index]}"
@@ -162,6 +170,7 @@ class _Traces:
             setattr(taken, name, array(kept.typecode, np.asarray(kept)[indices].tolist()))
         taken.broken = array("L", np.flatnonzero(np.isin(indices, np.asarray(self.broken))).tolist())
         taken.signatures = [self.signature()[indices]]
+        taken.pairs = self.pairs.take(indices)
         return taken
 
     def signature(self) -> NDArray[np.uint32]:
@@ -199,6 +208,8 @@ def _keep(traces: _Traces, checked: Checked) -> list[str]:
     traces.rows.append(_hash(json.dumps(checked.row, sort_keys=True, default=str)))
     traces.prompts.append(_hash(" ".join(words)) if words else 0)
     traces.characters.append(len(text))
+    if "chosen" in checked.row:
+        traces.pairs.add(checked)
     return words[:_WORDS]
 
 
@@ -244,6 +255,10 @@ def _findings(traces: dict[str, _Traces], tally: Tally, recipe: Recipe) -> Itera
         yield Finding(f"bad rows, {reason}", count, places, advice)
     train, test = traces["train"], traces.get("test")
     yield from _found(train, train.broken, "rows with damaged characters", "read with a wrong encoding once; mend them")
+    for indices, name, advice in train.pairs.odd():
+        yield from _found(train, indices, name, advice)
+    if tally.ties:
+        yield Finding("ties left out", tally.ties, [], "as `drop_ties` says")
     again = _repeated(np.asarray(train.rows))
     yield from _found(train, again, "duplicate rows", "each trains once more; remove them if that is not meant")
     same = np.setdiff1d(_repeated(np.asarray(train.prompts)), again)

@@ -229,3 +229,42 @@ def write_recipe(tmp_path: Path, tiny_base: Path, rows_file: Path) -> Callable[.
         return path
 
     return write
+
+
+@pytest.fixture
+def pairs_file(tmp_path: Path, instructions: list[dict[str, str]]) -> Path:
+    """Forty preferences in conversations: of two answers to a question, the one to another question is the worse."""
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": row["instruction"]}],
+            "chosen": [{"role": "assistant", "content": row["output"]}],
+            "rejected": [{"role": "assistant", "content": other["output"]}],
+        }
+        for row, other in zip(instructions[:40], instructions[40:80], strict=True)
+    ]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def write_pairs_recipe(write_recipe: Callable[..., Path], pairs_file: Path) -> Callable[..., Path]:
+    """The same recipe on preferences."""
+    return lambda name="pairs.yaml", **keys: write_recipe(name, **{"dataset_name": str(pairs_file), **keys})
+
+
+@pytest.fixture
+def longer_is_better(tmp_path: Path, instructions: list[dict[str, str]]) -> Path:
+    """Eighty preferences whose chosen answer says more, whatever it says."""
+    rows = []
+    for index in range(80):
+        answers = [instructions[index + 80 * number]["output"] for number in range(4)]
+        rows.append({"prompt": instructions[index]["instruction"], "chosen": " ".join(answers), "rejected": answers[1]})
+    messages = [
+        {"prompt": [{"role": "user", "content": row["prompt"]}],
+         **{side: [{"role": "assistant", "content": row[side]}] for side in ("chosen", "rejected")}}
+        for row in rows
+    ]  # fmt: skip
+    path = tmp_path / "longer.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in messages))
+    return path

@@ -12,8 +12,8 @@ from accelerate.data_loader import BatchSamplerShard
 from torch.utils.data import BatchSampler, SequentialSampler
 from transformers import Trainer
 
+from rlhf_cli.data import Encodings
 from rlhf_cli.methods import METHODS
-from rlhf_cli.methods.base import Encodings
 from rlhf_cli.models import load_model
 from rlhf_cli.prepare import prepare
 from rlhf_cli.recipe import read_recipe

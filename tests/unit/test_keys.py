@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from trl import ModelConfig, SFTConfig
+import torch
+from trl import DPOConfig, ModelConfig, RewardConfig, SFTConfig
 
 import rlhf_cli
 from rlhf_cli import models
+from rlhf_cli.adapters import adapter_config
 from rlhf_cli.methods import METHODS
-from rlhf_cli.plan import Counts, Machine, ModelSize, Plan, make_plan
+from rlhf_cli.plan import POLICY, Counts, Machine, ModelSize, Plan, make_plan
 from rlhf_cli.recipe import Recipe
-from rlhf_cli.schema import load_schema
+from rlhf_cli.schema import load_schema, method_names
 
 SCHEMA = load_schema("sft")
 PACKAGE = Path(rlhf_cli.__file__).parent
@@ -26,17 +28,28 @@ READ_BY_US = {
     "dataset_text_field": "sources.py", "assistant_only_loss": "methods/sft.py",
     "completion_only_loss": "methods/sft.py",
     # the model
-    "model_name_or_path": "models.py", "model_init_kwargs": "models.py", "chat_template": "models.py",
-    "chat_template_path": "models.py",
+    "model_name_or_path": "model_source.py", "model_init_kwargs": "models.py", "chat_template": "tokenizer.py",
+    "chat_template_path": "tokenizer.py", "pad_token": "tokenizer.py",
+    # preferences
+    "drop_ties": "sources.py", "ensemble_size": "prepare.py", "gates": "evaluate.py",
     # the run
     "method": "recipe.py", "extends": "recipe_file.py", "env": "recipe.py", "hub_token": "recipe.py",
     "guards": "train.py", "save_total_limit": "train.py", "gradient_checkpointing": "machine.py",
 }  # fmt: skip
 """Keys that neither the trainer's config nor TRL's ModelConfig takes, and the file that reads each."""
+READ_BY: dict[str, dict[str, str]] = {
+    "eval": {
+        "dataset_train_split": "data.py", "dataset_test_split": "data.py", "gates": "evaluate.py",
+        "seed": "evaluate.py", "reward_model_path": "evaluate.py", "output_dir": "evaluate.py",
+        "load_in_4bit": "models.py", "load_in_8bit": "models.py",
+    },
+}  # fmt: skip
+"""The same, where a command differs."""
+CONFIGS: dict[str, type | None] = {"sft": SFTConfig, "train-reward": RewardConfig, "dpo": DPOConfig, "eval": None}
 
 
-def plan_of(values: dict[str, Any], *, examples: int = 9, processes: int = 1) -> Plan:
-    recipe = Recipe(Path("r.yaml"), "sft", {"output_dir": "out", **values}, {}, SCHEMA)
+def plan_of(values: dict[str, Any], command: str = "sft", *, examples: int = 9, processes: int = 1) -> Plan:
+    recipe = Recipe(Path("r.yaml"), command, {"output_dir": "out", **values}, {}, load_schema(command))
     machine = Machine("cpu", "a CPU", processes=processes, threads=1, memory_gib=1, free_gib=1, bf16=False)
     counts = Counts(
         read=examples, bad=0, masked=0, used=examples, truncated=0, examples=examples, tokens=90, loss_tokens=9,
@@ -47,25 +60,33 @@ def plan_of(values: dict[str, Any], *, examples: int = 9, processes: int = 1) ->
     return make_plan(recipe, {}, machine, train=counts, test=None, sizes={"policy": size})
 
 
-@pytest.mark.parametrize("key", SCHEMA["properties"])
-def test_every_key_is_read(key: str) -> None:
-    if key in READ_BY_US:
-        assert f'"{key}"' in (PACKAGE / READ_BY_US[key]).read_text()
-    elif key in SFTConfig.__dataclass_fields__:
-        marker = SCHEMA["properties"][key].get("default") or "marked"
-        assert plan_of({key: marker}).arguments(SFTConfig)[key] == marker
+@pytest.mark.parametrize(
+    ("command", "key"), [(name, key) for name in CONFIGS for key in load_schema(name)["properties"]]
+)
+def test_every_key_is_read(command: str, key: str) -> None:
+    config = CONFIGS[command]
+    readers = {**READ_BY_US, **READ_BY.get(command, {})}
+    if key in readers:
+        assert f'"{key}"' in (PACKAGE / readers[key]).read_text()
+    elif config is not None and key in config.__dataclass_fields__:
+        marker = load_schema(command)["properties"][key].get("default") or "marked"
+        assert plan_of({key: marker}, command).arguments(config)[key] == marker
     else:
+        assert config is not None
         assert key in ModelConfig.__dataclass_fields__
-        recipe = Recipe(Path("r.yaml"), "sft", {key: "marked"}, {}, SCHEMA)
-        assert getattr(models._model_config(recipe, {}), key) == "marked"
+        recipe = Recipe(Path("r.yaml"), command, {key: "marked"}, {}, load_schema(command))
+        assert getattr(models.model_keys(recipe), key) == "marked"
         read = inspect.getsource(models)
-        taken = f'recipe["{key}"]' in read or f"model_config.{key}" in read
+        taken = f'recipe["{key}"]' in read or f"keys.{key}" in read
         # What TRL makes the adapter and the quantisation of.
         assert taken or key.startswith(("lora_", "bnb_", "load_in_", "use_"))
 
 
-def test_the_table_names_no_key_too_much() -> None:
-    assert READ_BY_US.keys() <= SCHEMA["properties"].keys()
+def test_the_tables_name_no_key_too_much() -> None:
+    assert set(CONFIGS) == set(method_names())
+    assert READ_BY_US.keys() <= {key for command in CONFIGS for key in load_schema(command)["properties"]}
+    for command, readers in READ_BY.items():
+        assert readers.keys() <= load_schema(command)["properties"].keys()
 
 
 @pytest.mark.parametrize(
@@ -80,7 +101,7 @@ def test_the_table_names_no_key_too_much() -> None:
 )
 def test_adapter_keys_reach_peft(keys: dict[str, Any], expected: dict[str, Any]) -> None:
     recipe = Recipe(Path("r.yaml"), "sft", {"use_peft": True, **keys}, {}, SCHEMA)
-    config = models.adapter_config(recipe, models.Source("m", "m", None))
+    config = adapter_config(models.model_keys(recipe), models.Source("m", "m", None), POLICY, torch.nn.Linear(1, 1))
     assert {key: getattr(config, key) for key in expected} == expected
 
 
@@ -94,7 +115,7 @@ def test_adapter_keys_reach_peft(keys: dict[str, Any], expected: dict[str, Any])
 )
 def test_quantisation_keys_reach_bitsandbytes(keys: dict[str, Any], expected: dict[str, Any]) -> None:
     recipe = Recipe(Path("r.yaml"), "sft", keys, {}, SCHEMA)
-    config = models.get_quantization_config(models._model_config(recipe, {}))
+    config = models.get_quantization_config(models.model_keys(recipe))
     assert {key: getattr(config, key) for key in expected} == expected
 
 
