@@ -5,7 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from peft import PeftConfig, PeftModel, TaskType, get_peft_model, set_peft_model_state_dict
+from peft import (
+    PeftConfig,
+    PeftModel,
+    TaskType,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
@@ -59,14 +66,15 @@ def _carry_over(model: PreTrainedModel, source: Source, config: PeftConfig) -> P
     """A reward model's adapter that starts as the policy's: every tensor of that one must find its place."""
     adapted = get_peft_model(model, config)
     tensors: dict[str, torch.Tensor] = load_file(Path(str(source.adapter)) / SAFETENSORS_WEIGHTS_NAME)
-    outcome = set_peft_model_state_dict(adapted, tensors)
+    own = get_peft_model_state_dict(adapted)
     heads = tuple(f".{name}." for name in head_names(model))
-    lacking = [name for name in outcome.missing_keys if "lora_" in name and not any(head in name for head in heads)]
-    unplaced = [*outcome.unexpected_keys, *lacking]
+    new = {name for name in own if any(head in name for head in heads)}
+    unplaced = sorted(tensors.keys() ^ (own.keys() - new))
     if unplaced:
         raise RecipeError(
             f"the adapter in `{source.name}` does not go on a reward model whole: {len(unplaced)} tensors have no "
             f"counterpart, such as {unplaced[0]}",
             hint="what it changes outside of the trunk, such as `lm_head`, a reward model does not have",
         )
+    set_peft_model_state_dict(adapted, {**own, **tensors})
     return adapted

@@ -23,8 +23,6 @@ class Command:
     """Keys beyond TRL's, as JSON Schema."""
     narrowed: Mapping[str, dict[str, Any]] = field(default_factory=dict, kw_only=True)
     """What TRL's keys leave open in this command: choices and ranges, added to the schema of each."""
-    left_out: tuple[str, ...] = field(default=(), kw_only=True)
-    """Keys of TRL that do nothing in this command."""
     rules: tuple[dict[str, Any], ...] = field(default=(), kw_only=True)
     """Keys that do not go together, beyond `RULES` of the overlay."""
     required: tuple[tuple[str, ...], ...] = field(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from accelerate import init_empty_weights
-from peft import get_peft_model
+from peft import PeftConfig, get_peft_model
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
@@ -137,9 +137,10 @@ def _store_frozen(model: torch.nn.Module, dtype: torch.dtype) -> None:
             parameter.data = parameter.data.to(dtype)
 
 
-def _refuse_unfound(recipe: Recipe, source: Source, model: torch.nn.Module) -> None:
+def _refuse_unfound(recipe: Recipe, source: Source, model: PreTrainedModel) -> None:
     """Refuse names of modules that the model does not have. PEFT does without those when it finds any other."""
     if source.adapter:
+        _refuse_other_targets(recipe, source, model)
         return
     modules = [name for name, _ in model.named_modules()]
     parameters = [name for name, _ in model.named_parameters()]
@@ -158,6 +159,23 @@ def _refuse_unfound(recipe: Recipe, source: Source, model: torch.nn.Module) -> N
                 where=recipe.where(key),
                 hint=f"it has {', '.join(there)}; `lora_target_modules: all-linear` takes all but the head",
             )
+
+
+def _refuse_other_targets(recipe: Recipe, source: Source, model: PreTrainedModel) -> None:
+    """Refuse `all-linear` of an adapter that is continued where it is on fewer modules."""
+    there = PeftConfig.from_pretrained(source.adapter).target_modules
+    if recipe["lora_target_modules"] not in ("all-linear", ["all-linear"]) or isinstance(there, str):
+        return
+    trunk = [name for name, module in model.base_model.named_modules() if isinstance(module, torch.nn.Linear)]
+    lacking = sorted(
+        {name.rpartition(".")[2] for name in trunk if not any(f".{name}".endswith(f".{each}") for each in there)}
+    )
+    if lacking:
+        raise RecipeError(
+            f"`lora_target_modules` is all-linear, but the adapter in `{source.name}` is not on {', '.join(lacking)}",
+            where=recipe.where("lora_target_modules"),
+            hint="remove `lora_target_modules`: a continued adapter keeps its shape",
+        )
 
 
 def measure_kept(model: PreTrainedModel, trunk: torch.nn.Module, batch: Batch) -> Kept:

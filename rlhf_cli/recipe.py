@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,7 @@ def read_recipe(path: Path, *, method: str | None = None, overrides: Sequence[tu
     _apply_overrides(values, origins, overrides)
     name = _method_of(values, origins, path, asked=method)
     schema = load_schema(name)
-    warnings = _rename(values, origins)
+    warnings = _rename(values, origins, schema["properties"])
     _coerce(values, schema)
     found = list(_find_problems(values, origins, schema, path))
     warnings += [problem for problem in found if problem.severity == "warning"]
@@ -109,7 +109,7 @@ def _method_of(values: dict[str, Any], origins: dict[str, Origin], path: Path, a
         raise RecipeError(
             "the recipe does not say which method it is for",
             where=str(path),
-            hint=f"add `method: {names[0]}`, or pass `--method {names[0]}`",
+            hint=f"add `method: …`, one of {', '.join(names)}, or pass `--method`",
         )
     if asked is not None and written is not None and written != asked:
         problem = origins["method"].problem(f"this is a recipe for `{written}`, not for `{asked}`", width=len("method"))
@@ -127,8 +127,8 @@ def _method_of(values: dict[str, Any], origins: dict[str, Origin], path: Path, a
 # --- checking -------------------------------------------------------------------------------------------------
 
 
-def _rename(values: dict[str, Any], origins: dict[str, Origin]) -> list[Problem]:
-    """Map old keys to today's, in place; one warning a key."""
+def _rename(values: dict[str, Any], origins: dict[str, Origin], known: Collection[str]) -> list[Problem]:
+    """Map old keys to today's, in place, where the command has those; one warning a key."""
     warnings: list[Problem] = []
 
     def warn(key: str, what: str, fix: str | None) -> None:
@@ -140,8 +140,10 @@ def _rename(values: dict[str, Any], origins: dict[str, Origin]) -> list[Problem]
             warn(key, f"`{key}` is ignored", IGNORED[key])
             del values[key]
         elif key in RENAMED or key in TRANSLATED:
-            del values[key]
             newer, lost = translate(key, old, written)
+            if not newer.keys() <= set(known):
+                continue
+            del values[key]
             what, fix = _take_over(key, newer, values)
             for name in newer.keys() - values.keys():
                 values[name] = newer[name]

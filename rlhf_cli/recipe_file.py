@@ -159,7 +159,7 @@ def _nearby(path: Path) -> str | None:
 
 
 def _first_recipe_hint() -> str:
-    return f"`rlhf init {method_names()[0]}` writes one to start from"
+    return f"`rlhf init METHOD` writes one to start from: {', '.join(method_names())}"
 
 
 def _plain(value: Any, path: Path, line: int) -> Any:

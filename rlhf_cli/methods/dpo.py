@@ -83,7 +83,6 @@ METHOD = Method(
     build_config=build_config,
     build_trainer=build_trainer,
     roles=roles,
-    left_out=("padding_free",),  # TRL 1.16 warns that it has none, and pads
     narrowed={
         "beta": {"exclusiveMinimum": 0},
         "loss_type": {
@@ -99,6 +98,12 @@ METHOD = Method(
         "precompute_ref_batch_size": {"minimum": 1},
     },
     rules=(
+        {
+            "when": {"padding_free": True},
+            "message": "`padding_free` does nothing: TRL 1.16 has none for DPO, and pads",
+            "fix": "remove it",
+            "severity": "warning",
+        },
         {
             "when": {"precompute_ref_log_probs": True, "sync_ref_model": True},
             "message": "`sync_ref_model` moves the reference, and `precompute_ref_log_probs` needs it to stand still",

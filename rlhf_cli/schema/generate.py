@@ -40,7 +40,7 @@ def command_schema(command: Command) -> dict[str, Any]:
     for dataclass_type in command.config_classes():
         hints = typing.get_type_hints(dataclass_type)
         for field in dataclasses.fields(dataclass_type):
-            if field.init and field.name not in (*IGNORED, *command.left_out):
+            if field.init and field.name not in IGNORED:
                 properties[field.name] = _field_schema(field, hints[field.name], source=dataclass_type.__name__)
     for name, narrower in command.narrowed.items():
         properties[name].update(narrower)

@@ -16,7 +16,7 @@ from rlhf_cli import __version__
 from rlhf_cli.generate import read_prompts
 from tests.golden_files import assert_golden
 
-COMMANDS = ["", "sft", "check", "schema", "init", "doctor", "generate"]
+COMMANDS = ["", "sft", "train-reward", "dpo", "eval", "score", "check", "schema", "init", "doctor", "generate"]
 HEAVY = ("torch", "transformers", "trl", "datasets", "peft", "accelerate", "bitsandbytes")
 
 
@@ -92,7 +92,7 @@ def test_check_without_a_method_says_how_to_name_one(
 ) -> None:
     done = rlhf("check", str(write_recipe()))
     assert done.code == 2
-    assert "add `method: sft`, or pass `--method sft`" in done.err
+    assert "add `method: …`, one of dpo, eval, sft, train-reward, or pass `--method`" in done.err
 
 
 def test_resolved_names_the_line_of_every_value(write_recipe: Callable[..., Path], rlhf: Callable[..., Any]) -> None:

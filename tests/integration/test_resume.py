@@ -24,12 +24,19 @@ WAYS: dict[str, dict[str, Any]] = {
         "metric_for_best_model": "eval_loss", "greater_is_better": False, "dataloader_num_workers": 1,
     },
     "accumulation across epochs": {"gradient_accumulation_steps": 3, "per_device_train_batch_size": 3},
+    "a reward model": {"command": "train-reward", "test_split_size": 0.2, "lr_scheduler_type": "cosine"},
+    "a 4-bit ensemble": {
+        "command": "train-reward", "ensemble_size": 2, "use_peft": True, "load_in_4bit": True, "lora_dropout": 0.1,
+        "lora_target_modules": "all-linear", "disable_dropout": False, "max_steps": 4,
+    },
+    "preferences, an adapter continued": {"command": "dpo", "model_name_or_path": "taught", "lora_dropout": 0.05},
+    "preferences, their reference computed before": {"command": "dpo", "precompute_ref_log_probs": True},
 }
 # fmt: on
 
 
 def weights(run: Path) -> bytes:
-    files = sorted(run.glob("*.safetensors"))
+    files = sorted([*run.glob("*.safetensors"), *run.glob("members/*/*.safetensors")])
     assert files
     return b"".join(file.read_bytes() for file in files)
 
@@ -39,6 +46,29 @@ def losses(run: Path) -> list[tuple[int, float]]:
     return [(record["step"], record["loss"]) for record in records if "loss" in record]
 
 
+@pytest.fixture
+def prepared_way(
+    rlhf: Callable[..., Any], write_recipe: Callable[..., Path], write_pairs_recipe: Callable[..., Path]
+) -> Callable[[str], tuple[str, str]]:
+    """The command and the recipe of a way, and what it starts from."""
+
+    def prepare(way: str) -> tuple[str, str]:
+        keys = {"max_steps": STEPS, "save_steps": 1, "save_total_limit": 2, **WAYS[way]}
+        command = keys.pop("command", "sft")
+        if keys.get("model_name_or_path") == "taught":
+            adapter = {"use_peft": True, "lora_target_modules": "all-linear", "lora_dropout": 0.05, "max_steps": 2}
+            assert rlhf("sft", str(write_recipe(**adapter)), "--output_dir", "taught").code == 0
+        write = write_recipe if command == "sft" else write_pairs_recipe
+        return command, str(write(**keys))
+
+    return prepare
+
+
+def card(run: Path) -> Any:
+    file = run / "reward_card.json"
+    return json.loads(file.read_text())["report"] if file.exists() else None
+
+
 @pytest.mark.parametrize("kills", [3, pytest.param(30, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("way", WAYS)
 def test_killed_runs_resume_to_the_same_bits(
@@ -46,40 +76,43 @@ def test_killed_runs_resume_to_the_same_bits(
     kills: int,
     start: Callable[..., Any],
     rlhf: Callable[..., Any],
-    write_recipe: Callable[..., Path],
+    prepared_way: Callable[[str], tuple[str, str]],
     tmp_path: Path,
 ) -> None:
-    recipe = write_recipe(max_steps=STEPS, save_steps=1, save_total_limit=2, **WAYS[way])
-    whole = rlhf("sft", str(recipe), "--output_dir", "whole")
+    command, recipe = prepared_way(way)
+    whole = rlhf(command, recipe, "--output_dir", "whole")
     assert whole.code == 0, whole.err
-    assert [step for step, _ in losses(tmp_path / "whole")] == list(range(1, STEPS + 1))
+    steps = WAYS[way].get("max_steps", STEPS)
+    assert [step for step, _ in losses(tmp_path / "whole")] == list(range(1, steps + 1))
 
     moments = random.Random(f"{way} {kills}")
     for attempt in range(kills):
         output = f"killed-{attempt}"
-        command = start("sft", str(recipe), "--output_dir", output)
+        killed = start(command, recipe, "--output_dir", output)
         time.sleep(moments.uniform(0.05, 0.95) * whole.elapsed_s)
-        command.send(signal.SIGKILL)
-        assert command.wait().code in (-signal.SIGKILL, 0)
-        resumed = rlhf("sft", str(recipe), "--output_dir", output, "--resume")
+        killed.send(signal.SIGKILL)
+        assert killed.wait().code in (-signal.SIGKILL, 0)
+        resumed = rlhf(command, recipe, "--output_dir", output, "--resume")
         assert resumed.code == 0, resumed.err
         assert weights(tmp_path / output) == weights(tmp_path / "whole"), f"{way}, attempt {attempt}:\n{resumed.err}"
         assert losses(tmp_path / output) == losses(tmp_path / "whole")
+        assert card(tmp_path / output) == card(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", [way for way in WAYS if "ensemble" not in way])
 def test_a_run_killed_while_it_saves_its_model_trains_no_step_more(
-    way: str, rlhf: Callable[..., Any], write_recipe: Callable[..., Path], tmp_path: Path
+    way: str, rlhf: Callable[..., Any], prepared_way: Callable[[str], tuple[str, str]], tmp_path: Path
 ) -> None:
-    recipe = write_recipe(max_steps=STEPS, save_steps=1, save_total_limit=2, **WAYS[way])
-    assert rlhf("sft", str(recipe)).code == 0
+    command, recipe = prepared_way(way)
+    assert rlhf(command, recipe).code == 0
     run = tmp_path / "run"
     before, results = weights(run), (run / "all_results.json").read_text()
     for file in (*run.glob("*.safetensors"), *run.glob("*_results.json"), run / "trainer_state.json"):
         file.unlink()
     record = json.loads((run / "rlhf/run.json").read_text())
-    (run / "rlhf/run.json").write_text(json.dumps({**record, "status": "running", "steps_done": None}))
-    resumed = rlhf("sft", str(recipe), "--resume")
+    ended = {**record, "status": "running", "steps_done": None, "members_trained": None}
+    (run / "rlhf/run.json").write_text(json.dumps(ended))
+    resumed = rlhf(command, recipe, "--resume")
     assert resumed.code == 0, resumed.err
     assert weights(run) == before
     assert [step for step, _ in losses(run)] == list(range(1, STEPS + 1))

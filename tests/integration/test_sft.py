@@ -256,7 +256,7 @@ def test_resume_starts_over_when_no_checkpoint_is_complete(
     assert rlhf("sft", str(recipe)).code == 0
     whole = (tmp_path / "run/model.safetensors").read_bytes()
     record = facts(tmp_path / "run")
-    (tmp_path / "run/rlhf/run.json").write_text(json.dumps({**record, "status": "running"}))
+    (tmp_path / "run/rlhf/run.json").write_text(json.dumps({**record, "status": "running", "members_trained": 0}))
     for checkpoint in (tmp_path / "run").glob("checkpoint-*"):
         (checkpoint / "manifest.json").unlink()
     resumed = rlhf("sft", str(recipe), "--resume")
