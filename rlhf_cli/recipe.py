@@ -135,23 +135,22 @@ def _rename(values: dict[str, Any], origins: dict[str, Origin], known: Collectio
         warnings.append(origins[key].problem(what, width=len(key), fix=fix, severity="warning"))
 
     written = dict(values)
-    for key, old in written.items():
-        if key in IGNORED:
-            warn(key, f"`{key}` is ignored", IGNORED[key])
-            del values[key]
-        elif key in RENAMED or key in TRANSLATED:
-            newer, lost = translate(key, old, written)
-            if not newer.keys() <= set(known):
-                continue
-            del values[key]
-            what, fix = _take_over(key, newer, values)
-            for name in newer.keys() - values.keys():
-                values[name] = newer[name]
-                origins[name] = origins[key]
-            if newer or not lost:
-                warn(key, what, fix)
-            for name, why in lost:
-                warn(key, f"{name} of `{key}` is ignored", why)
+    for key in [key for key in written if key in IGNORED]:
+        warn(key, f"`{key}` is ignored", IGNORED[key])
+        del values[key]
+    for key in [key for key in written if key in RENAMED or key in TRANSLATED]:
+        newer, lost = translate(key, written[key], written)
+        if not newer.keys() <= set(known):
+            continue
+        del values[key]
+        what, fix = _take_over(key, newer, values)
+        for name in newer.keys() - values.keys():
+            values[name] = newer[name]
+            origins[name] = origins[key]
+        if newer or not lost:
+            warn(key, what, fix)
+        for name, why in lost:
+            warn(key, f"{name} of `{key}` is ignored", why)
     for (key, old), new in RENAMED_VALUES.items():
         if values.get(key) == old:
             warn(key, f"`{key}: {old}` is now `{key}: {new}`", "the value was taken over; rename it")
@@ -279,7 +278,7 @@ def _explain_more(error: Any, name: str, got: str) -> tuple[str, str | None]:
     }  # fmt: skip
     if error.validator in bounds:
         return f"`{name}` must be {bounds[error.validator]} {error.validator_value}, got {got}", None
-    return f"`{name}` cannot be {got}", None
+    return f"`{name}` cannot be {got}", error.schema.get("x-fix")
 
 
 def apply_environment(recipe: Recipe) -> None:

@@ -198,34 +198,39 @@ def _numbers(scored: Scored, margins: Floats, seed: int) -> dict[str, Estimate]:
     prompts = [scored.prompts[index] for index in scored.probed]
     right, longer = wins(margins), wins(scored.characters[:, 0] - scored.characters[:, 1])
     blind = wins(scored.promptless[:, 0] - scored.promptless[:, 1])
-    differ = np.flatnonzero(scored.characters[:, 0] != scored.characters[:, 1])
-    agrees = np.where(longer > 0.5, right, 1 - right)[differ]
+    agrees = np.where(longer == 0.5, np.nan, np.where(longer > 0.5, right, 1 - right))
     chosen = scored.chosen.mean(axis=1)[probed]
 
     def share(values: Floats) -> Estimate:
         return mean_by_group(values, scored.prompts, seed=seed, is_share=True)
 
-    def probed_share(values: Floats) -> Estimate:
-        return mean_by_group(values, prompts, seed=seed, is_share=True)
+    def probed_mean(values: Floats, *, is_share: bool = True) -> Estimate:
+        return _mean_of_known(values, prompts, seed, is_share=is_share)
 
     flips = np.mean([_flips(scored, scores) for scores in scored.edited.values()], axis=0)
-    junk = np.nanmean(
-        [np.where(np.isnan(scores), np.nan, wins(scores - chosen)) for scores in scored.junk.values()], axis=0
-    )
+    junk = np.array([wins(scores - chosen) for scores in scored.junk.values()])
+    rendered = np.maximum(1, (~np.isnan(junk)).sum(axis=0))
+    junk_share = np.where(np.isnan(junk).all(axis=0), np.nan, np.nansum(junk, axis=0) / rendered)
     return {
         "accuracy": share(right),
         "longer_wins": share(longer),
         "accuracy_over_longer": mean_by_group(right - longer, scored.prompts, seed=seed),
-        "promptless": probed_share(blind),
-        "accuracy_over_promptless": mean_by_group(right[probed] - blind, prompts, seed=seed),
+        "promptless": probed_mean(blind),
+        "accuracy_over_promptless": probed_mean(right[probed] - blind, is_share=False),
         "log_loss": mean_by_group(bradley_terry_loss(margins), scored.prompts, seed=seed),
-        "picks_longer": mean_by_group(agrees, [scored.prompts[i] for i in differ.tolist()], seed=seed, is_share=True)
-        if len(differ)
-        else Estimate(0.5, None, None, 0, 0),
-        "said_twice": probed_share(wins(scored.twice - chosen)),
-        "junk_wins": probed_share(junk),
-        "flips": probed_share(flips),
+        "picks_longer": _mean_of_known(agrees, scored.prompts, seed),
+        "said_twice": probed_mean(wins(scored.twice - chosen)),
+        "junk_wins": probed_mean(junk_share),
+        "flips": probed_mean(flips),
     }
+
+
+def _mean_of_known(values: Floats, prompts: Sequence[str], seed: int, *, is_share: bool = True) -> Estimate:
+    """The mean of what is not nan; of nothing, a half about which nothing is known."""
+    there = np.flatnonzero(~np.isnan(values)).tolist()
+    if not there:
+        return Estimate(0.5, None, None, 0, 0)
+    return mean_by_group(values[there], [prompts[index] for index in there], seed=seed, is_share=is_share)
 
 
 def _by(kinds: Sequence[str], margins: Floats, scored: Scored, seed: int) -> dict[str, Estimate]:
@@ -246,17 +251,17 @@ def _length_kinds(scored: Scored) -> list[str]:
 
 
 def _junk_share(scored: Scored, scores: Floats, seed: int) -> Estimate:
-    there = np.flatnonzero(~np.isnan(scores))
-    above = wins(scores[there] - scored.chosen.mean(axis=1)[np.asarray(scored.probed)[there]])
-    prompts = [scored.prompts[scored.probed[index]] for index in there.tolist()]
-    return mean_by_group(above, prompts, seed=seed, is_share=True)
+    probed = list(scored.probed)
+    above = wins(scores - scored.chosen.mean(axis=1)[probed])
+    return _mean_of_known(above, [scored.prompts[index] for index in probed], seed)
 
 
 def _flips(scored: Scored, edited: Floats) -> Floats:
     """Of each probed pair, whether an edit of either side alone changes which scores higher, shape (probed,)."""
     chosen, rejected = (side.mean(axis=1)[np.asarray(scored.probed)] for side in (scored.chosen, scored.rejected))
     before = np.sign(chosen - rejected)
-    changed = (np.sign(edited[:, 0] - rejected) != before) | (np.sign(chosen - edited[:, 1]) != before)
+    after = np.stack([np.sign(edited[:, 0] - rejected), np.sign(chosen - edited[:, 1])])
+    changed = ((after != before) & ~np.isnan(after)).any(axis=0)
     return np.asarray(changed, dtype=np.float64)
 
 
