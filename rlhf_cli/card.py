@@ -6,8 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf_cli.plan import Plan
+from rlhf_cli.plan import REWARD_MODEL, Plan
 from rlhf_cli.run_dir import write_text
+
+_RESULTS = (
+    "eval_loss", "eval_mean_token_accuracy", "eval_accuracy", "eval_margin", "eval_rewards/accuracies",
+    "eval_rewards/margins", "eval_rewards/chosen",
+)  # fmt: skip
 
 
 def write_card(
@@ -62,6 +67,7 @@ def write_card(
         f"{plan.steps} steps of {plan.batch} examples. Every setting is in `rlhf/resolved.json`.",
         "",
         *_describe_results(results),
+        *(_describe_loading(folder, adapts=adapts) if plan.trains == REWARD_MODEL else []),
     ]
     card = ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n" + "\n".join(lines).rstrip() + "\n")
     write_text(folder / "README.md", str(card))
@@ -75,8 +81,30 @@ def _describe_source(source: Mapping[str, Any]) -> str:
 
 
 def _describe_results(results: Mapping[str, Any]) -> list[str]:
-    shown = {key: results[key] for key in ("eval_loss", "eval_mean_token_accuracy") if key in results}
+    shown = {key: results[key] for key in _RESULTS if key in results}
     if not shown:
         return []
     rows = [f"| {key.removeprefix('eval_')} | {value:.4g} |" for key, value in shown.items()]
-    return ["## Held-out results", "", "| metric | value |", "|---|---|", *rows]
+    return ["## Held-out results", "", "| metric | value |", "|---|---|", *rows, ""]
+
+
+def _describe_loading(folder: Path, *, adapts: bool) -> list[str]:
+    """How to get the scores that `rlhf score` gives."""
+    kind = "AutoPeftModelForSequenceClassification" if adapts else "AutoModelForSequenceClassification"
+    library, labels = ("peft", ", num_labels=1") if adapts else ("transformers", "")
+    return [
+        "## Scores",
+        "",
+        "One score a conversation, read at its last token. What it was trained on, how sure it is, and whether it is "
+        "good enough for PPO is in `reward_card.json`. `rlhf score` checks that file; by hand:",
+        "",
+        "```python",
+        f"from {library} import {kind}",
+        "from transformers import AutoTokenizer",
+        "",
+        f'model = {kind}.from_pretrained("{folder.name}"{labels}).eval()',
+        f'tokenizer = AutoTokenizer.from_pretrained("{folder.name}")',
+        "model.config.pad_token_id = tokenizer.pad_token_id",
+        'score = model(**tokenizer.apply_chat_template(messages, return_tensors="pt", return_dict=True)).logits',
+        "```",
+    ]

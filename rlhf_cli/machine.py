@@ -115,6 +115,13 @@ def wait_for_all() -> None:
         torch.distributed.barrier()
 
 
+def leave_processes() -> None:
+    """Part from the other processes in order; one that just ends may abort another that is still listening to it."""
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
 def own_part(work: Sequence[_Item]) -> list[_Item]:
     """This process's share of what all of them have before them: every so-manieth."""
     if not torch.distributed.is_initialized():

@@ -19,6 +19,11 @@ WIDE = 90
 _SHOWN = {
     "loss": "loss",
     "eval_loss": "eval_loss",
+    "accuracy": "accuracy",
+    "eval_accuracy": "eval_accuracy",
+    "rewards/accuracies": "accuracy",
+    "eval_rewards/accuracies": "eval_accuracy",
+    "rewards/chosen": "chosen",
     "tokens_per_s": "tok/s",
     "grad_norm": "grad_norm",
     "learning_rate": "lr",

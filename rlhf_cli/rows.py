@@ -135,6 +135,8 @@ def preference(prompt: Any, chosen: Any, rejected: Any, **beside: Any) -> Row:
         answers = [answer[len(turns) :] for answer in answers]
     for column, answer in zip(("chosen", "rejected"), answers, strict=True):
         row[column] = messages_of(answer, column)
+        if row[column][0]["role"] not in ("assistant", "tool"):
+            raise BadRow(f"`{column}` starts with a turn of the {row[column][0]['role']} that is not the prompt's")
     return {**row, "prompt": turns, **kept_beside(beside)}
 
 

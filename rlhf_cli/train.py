@@ -22,7 +22,7 @@ from rlhf_cli.evaluate import grade
 from rlhf_cli.faults import explained_faults, refuse_full_disk
 from rlhf_cli.gates import gate_error
 from rlhf_cli.guards import FiniteGuard
-from rlhf_cli.machine import first_process_first, is_first_process, keep_freed_memory, quietly
+from rlhf_cli.machine import first_process_first, is_first_process, keep_freed_memory, leave_processes, quietly
 from rlhf_cli.methods.base import Method
 from rlhf_cli.models import Loaded, load_model, trained_in_fp32
 from rlhf_cli.plan import REWARD_MODEL, Plan
@@ -31,6 +31,7 @@ from rlhf_cli.progress import Watch
 from rlhf_cli.recipe import Recipe
 from rlhf_cli.record import recorded
 from rlhf_cli.redaction import hide
+from rlhf_cli.report_card import ReportCard
 from rlhf_cli.resume import refuse_other_run
 from rlhf_cli.run_dir import (
     RunDir,
@@ -82,10 +83,12 @@ def train(recipe: Recipe, method: Method, *, resume: bool = False, overwrite: bo
         _announce(plan)
         with recorded(prepared), explained_faults(run, plan), quietly():
             _train_members(prepared, method, stop, trained=trained, resume=resume)
-            if plan.trains == REWARD_MODEL:
-                _grade(prepared, stop)
+            card = _grade(prepared, stop) if plan.trains == REWARD_MODEL else None
             if plan.setting("push_to_hub") and is_first_process():
                 _push(prepared)
+            leave_processes()
+            if card is not None and card.failed_gates:
+                raise gate_error(card.failed_gates, where=recipe.where("gates"), hint=f"the model is in {run.path}")
     return run
 
 
@@ -120,6 +123,8 @@ def _train_members(prepared: Prepared, method: Method, stop: StopOnSignal, *, tr
     for number, member in enumerate(members, 1):
         if number <= trained:
             continue
+        if len(members) > 1:
+            say(f"member {number} of {len(members)}")
         _train_member(method, member, stop, resume=resume)
         if is_first_process():
             prepared.run.update_run(members_trained=number)
@@ -154,8 +159,8 @@ def _resume_point(run: RunDir) -> Path | None:
     return checkpoint
 
 
-def _grade(prepared: Prepared, stop: StopOnSignal) -> None:
-    """Make the report card of the reward model that was saved, and hold it against the gates."""
+def _grade(prepared: Prepared, stop: StopOnSignal) -> ReportCard | None:
+    """Make the report card of the reward model that was saved, and show it."""
     run = prepared.run
     stop.act_at_once(f"stopped; the model is saved in {run.path}, and `--resume` makes its report card")
     card = grade(prepared)
@@ -169,8 +174,7 @@ def _grade(prepared: Prepared, stop: StopOnSignal) -> None:
         if is_first_process():
             run.update_run(report=card.as_json())
     _write_card(prepared, run.read_run().get("results") or {})
-    if card and card.failed_gates:
-        raise gate_error(card.failed_gates, where=prepared.recipe.where("gates"), hint=f"the model is in {run.path}")
+    return card
 
 
 def _refuse_missed_gate(run: RunDir) -> None:

@@ -44,6 +44,11 @@ class World:
         (self.folder / name).write_text(text + "\n")
         return self.recipe(dataset_name=name, **keys)
 
+    def pairs(self, *rows: Any, command: str = "train-reward", **keys: Any) -> list[str]:
+        """Preferences, each given as changes of a good one; a key of None is left out."""
+        made = [{key: item for key, item in {**GOOD_PAIR, **row}.items() if item is not ...} for row in rows]
+        return [command, *self.rows(*made, **keys)[1:]]
+
     def broken_model(self, **files: Any) -> list[str]:
         """Remove (None) or overwrite files of the model folder."""
         for name, content in files.items():
@@ -58,6 +63,7 @@ class World:
         return self.rows(GOOD_CHAT, {"messages": list(messages)})
 
 
+GOOD_PAIR = {"prompt": "2+2?", "chosen": "4", "rejected": "5"}
 GOOD_CHAT = {"messages": [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]}
 
 RECIPES: dict[str, Callable[[World], list[str]]] = {
@@ -137,6 +143,37 @@ MODELS: dict[str, Callable[[World], list[str]]] = {
     "model-unknown-eos": lambda w: w.recipe(eos_token="<|nope|>"),
     "template-missing": lambda w: w.recipe(chat_template_path="chat.jinja"),
 }
+TURN = {"role": "user", "content": "2+2?"}
+FOUR, FIVE = ({"role": "assistant", "content": text} for text in "45")
+PAIRS: dict[str, Callable[[World], list[str]]] = {
+    "pairs-of-demonstrations": lambda w: ["dpo", *w.rows(GOOD)[1:]],
+    "pairs-rejected-missing": lambda w: w.pairs({}, {"rejected": ...}),
+    "pairs-null": lambda w: w.pairs({"rejected": None}, {"chosen": " "}),
+    "pairs-all-the-same": lambda w: w.pairs({"rejected": "4"}, {"prompt": "3+1?", "rejected": "4"}),
+    "pairs-another-prompt-inside": lambda w: w.pairs(
+        {"prompt": [{**TURN, "content": "3+1?"}], "chosen": [TURN, FOUR], "rejected": [TURN, FIVE]}
+    ),
+    "pairs-no-prompt-shared": lambda w: w.pairs({"prompt": ..., "chosen": [FOUR], "rejected": [FIVE]}),
+    "pairs-text-and-messages": lambda w: w.pairs(
+        {"rejected": [FIVE]}, {"prompt": [TURN], "chosen": "4", "rejected": [FIVE]}
+    ),
+    "pairs-margin-in-words": lambda w: w.pairs({"margin": "large"}, {"margin": True}),
+    "pairs-too-long": lambda w: w.pairs({"prompt": "a " * 200}),
+    "pairs-prompt-too-long": lambda w: w.pairs({"prompt": "a " * 200}, command="dpo"),
+}
+PREFERENCE_RECIPES: dict[str, Callable[[World], list[str]]] = {
+    "dpo-beta": lambda w: w.pairs({}, command="dpo", beta=-0.1),
+    "dpo-unknown-loss": lambda w: w.pairs({}, command="dpo", loss_type="sigmoyd"),
+    "dpo-unknown-losses": lambda w: w.pairs({}, command="dpo", loss_type=["sigmoid", "sfft"]),
+    "dpo-weights-of-losses": lambda w: w.pairs({}, command="dpo", loss_type=["sigmoid", "sft"], loss_weights=[1.0]),
+    "dpo-moving-reference-kept": lambda w: w.pairs(
+        {}, command="dpo", sync_ref_model=True, precompute_ref_log_probs=True
+    ),
+    "reward-ensemble-of-full-weights": lambda w: w.pairs({}, ensemble_size=3),
+    "reward-ensemble-of-one": lambda w: w.pairs({}, ensemble_size=1, use_peft=True),
+    "reward-padding-with-the-end": lambda w: w.pairs({}, pad_token="<|end|>"),
+    "reward-key-of-sft": lambda w: w.pairs({}, packing=True),
+}
 OUTPUT: dict[str, Callable[[World], list[str]]] = {
     "output-not-empty": lambda w: (_occupy(w, "notes.txt"), w.recipe())[1],
     "output-holds-no-run-to-move": lambda w: (_occupy(w, "notes.txt"), [*w.recipe(), "--overwrite"])[1],
@@ -162,6 +199,8 @@ EXIT_CODES = {
     "data-hub-offline": 5,
     **dict.fromkeys(MODELS, 2),
     "model-hub-offline": 5,
+    **dict.fromkeys(PAIRS, 4),
+    **dict.fromkeys(PREFERENCE_RECIPES, 2),
     **dict.fromkeys(OUTPUT, 2),
     "output-unwritable": 5,
 }
@@ -173,7 +212,7 @@ def test_bad_input_is_named_and_loses_nothing(
 ) -> None:
     shutil.copytree(tiny_base, tmp_path / "model")
     world = World(tmp_path, tmp_path / "model", write_recipe)
-    arguments = {**RECIPES, **DATA, **MODELS, **OUTPUT}[case](world)
+    arguments = {**RECIPES, **DATA, **MODELS, **PAIRS, **PREFERENCE_RECIPES, **OUTPUT}[case](world)
     before = _snapshot(tmp_path)
     outcome = rlhf(*arguments)
     assert outcome.out == ""
