@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,25 +40,32 @@ def run(command: Sequence[str], *, until: str | None = None, cwd: Path | None = 
         start_new_session=True,
     )  # fmt: skip
     assert process.stdout is not None
+    first = found = None
+    with watched_memory(process.pid) as peak:
+        for line in process.stdout:
+            now = time.perf_counter() - started
+            first = now if first is None else first
+            if until is not None and until in line:
+                found = now
+                break
+        process.stdout.close()
+        with contextlib.suppress(ProcessLookupError):
+            if found is not None:
+                os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    return Run(time.perf_counter() - started, first, found, peak[0])
+
+
+@contextlib.contextmanager
+def watched_memory(session: int) -> Iterator[list[float]]:
+    """Sample the resident memory of a session's processes; the one number of the list is its peak, in MiB."""
     ended = threading.Event()
     peak = [0.0]
-    watch = threading.Thread(target=_watch_memory, args=(process.pid, ended, peak))
+    watch = threading.Thread(target=_watch_memory, args=(session, ended, peak))
     watch.start()
-    first = found = None
-    for line in process.stdout:
-        now = time.perf_counter() - started
-        first = now if first is None else first
-        if until is not None and until in line:
-            found = now
-            break
-    process.stdout.close()
-    with contextlib.suppress(ProcessLookupError):
-        if found is not None:
-            os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    yield peak
     ended.set()
     watch.join()
-    return Run(time.perf_counter() - started, first, found, peak[0])
 
 
 def _watch_memory(session: int, ended: threading.Event, peak: list[float]) -> None:

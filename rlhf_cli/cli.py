@@ -201,6 +201,9 @@ def score(
     file: Annotated[str, typer.Argument(help="Rows with prompt and response, or chosen and rejected; - is stdin.")],
     out: Annotated[Path | None, typer.Option(help="Write here instead of to stdout.")] = None,
     skip_bad_rows: Annotated[bool, typer.Option("--skip-bad-rows", help="Rows without a score are no error.")] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Let code that comes with the model run.")
+    ] = False,
 ) -> None:
     """Rewards for the prompts and responses of a file, one JSON object a line."""
     if out is not None and out.exists():
@@ -209,7 +212,7 @@ def score(
     from rlhf_cli.scoring import score_rows
 
     with open(out, "w", encoding="utf-8") if out else contextlib.nullcontext(sys.stdout) as sink:
-        score_rows(reward_model, file, sink, skip_bad_rows=skip_bad_rows)
+        score_rows(reward_model, file, sink, skip_bad_rows=skip_bad_rows, trust_remote_code=trust_remote_code)
 
 
 # --- recipes ----------------------------------------------------------------------------------------------------

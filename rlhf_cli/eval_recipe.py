@@ -67,6 +67,11 @@ EVALUATION = Command(
             "default": False,
             "description": "The same in 8 bits.",
         },
+        "trust_remote_code": {
+            "type": "boolean",
+            "default": False,
+            "description": "Let code that comes with the model run.",
+        },
         "gates": GATES,
         "output_dir": {
             "type": ["string", "null"],

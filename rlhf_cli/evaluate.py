@@ -15,7 +15,7 @@ from datasets import Dataset
 from rlhf_cli.data import load_held_out
 from rlhf_cli.errors import DataError
 from rlhf_cli.machine import describe_environment, detect_machine, is_first_process, quietly, wait_for_all
-from rlhf_cli.models import QUANTISATION
+from rlhf_cli.models import QUANTISATION, as_mapping
 from rlhf_cli.prepare import Prepared
 from rlhf_cli.probes import EDITS, JUNK, replace_text, say_twice, text_of_answer, without_prompt
 from rlhf_cli.recipe import Recipe
@@ -26,7 +26,7 @@ from rlhf_cli.run_dir import write_json, write_text
 from rlhf_cli.scores import Floats
 from rlhf_cli.terminal import say
 
-PROBED = 200
+PROBED = 100
 """Pairs that junk and edits are tried on."""
 STORED = 128
 """Answers that are kept, so that the scale of the scores can be measured again elsewhere."""
@@ -50,7 +50,10 @@ def evaluate(recipe: Recipe) -> tuple[ReportCard, dict[str, Any]]:
     quantisation = {key: recipe[key] for key in QUANTISATION if key in recipe}
     say(f"loading {recipe['reward_model_path']}")
     with quietly():
-        model = load_reward_model(str(recipe["reward_model_path"]), machine, quantisation=quantisation or None)
+        model = load_reward_model(
+            str(recipe["reward_model_path"]), machine, quantisation=quantisation or None,
+            trust_remote_code=bool(recipe["trust_remote_code"]),
+        )  # fmt: skip
         card = judge(model, rows.train, recipe["gates"], seed=recipe["seed"])
         scale = measure_scale(model) if quantisation else None
     if scale is not None:
@@ -75,7 +78,9 @@ def grade(prepared: Prepared) -> ReportCard | None:
         torch.cuda.empty_cache()
     recipe, material = prepared.recipe, prepared.material
     wait_for_all()
-    model = load_reward_model(str(prepared.run.path), prepared.plan.machine, making=_making(prepared))
+    trusts = bool(recipe["trust_remote_code"])
+    making = _making(prepared)
+    model = load_reward_model(str(prepared.run.path), prepared.plan.machine, making=making, trust_remote_code=trusts)
     card = None
     if material.test is not None and material.rows.test is not None:
         rows = material.rows.test.select(material.test.kept)
@@ -111,6 +116,7 @@ def _making(prepared: Prepared) -> dict[str, Any]:
         if any(quantisation.get(key) for key in ("load_in_4bit", "load_in_8bit"))
         else None,
         "revision": prepared.recipe["model_revision"],
+        "model_init_kwargs": as_mapping(prepared.recipe["model_init_kwargs"]) or None,
         "max_length": prepared.recipe["max_length"],
     }
 
@@ -224,6 +230,7 @@ def _probe_texts(model: RewardModel, rows: Sequence[Row]) -> dict[str, list[Toke
 def _score_all(model: RewardModel, wanted: Mapping[str, Sequence[Tokens | None]]) -> dict[str, Floats]:
     """Score every text once, however often it is wanted; what cannot be read scores nan."""
     texts = sorted({text for each in wanted.values() for text in each if text is not None})
+    say(f"scoring {len(texts):,} texts for the report card")
     number = {text: index for index, text in enumerate(texts)}
     scores = np.concatenate([model.score(texts), np.full((1, model.members), np.nan)]).astype(np.float64)
     return {name: scores[[number[text] if text is not None else -1 for text in each]] for name, each in wanted.items()}

@@ -140,6 +140,7 @@ def load_reward_model(
     *,
     quantisation: Mapping[str, Any] | None = None,
     making: Mapping[str, Any] | None = None,
+    trust_remote_code: bool = False,
 ) -> RewardModel:
     """Load a reward model and hold it against its stamp.
 
@@ -148,6 +149,7 @@ def load_reward_model(
         machine: What it runs on.
         quantisation: Model keys of a recipe such as `load_in_4bit`; None is as it was trained.
         making: The stamp that it is about to get; one that is there already is then not asked.
+        trust_remote_code: Whether code that comes with the model may run.
 
     Raises:
         RecipeError: when it is a policy, has no trained score, or is not what its stamp says.
@@ -162,8 +164,8 @@ def load_reward_model(
     if compute == "bfloat16" and not machine.bf16:
         compute = "float32"
     with explain_broken(name):
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        model, adapters = _load(source, stamp, how, machine)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+        model, adapters = _load(source, stamp, how, machine, trust_remote_code=trust_remote_code)
     ensure_chat_template(tokenizer)
     text_config = model.config.get_text_config()
     if stamp or text_config.pad_token_id is None:
@@ -175,7 +177,12 @@ def load_reward_model(
 
 
 def _load(
-    source: Source, stamp: Mapping[str, Any], quantisation: Mapping[str, Any], machine: Machine
+    source: Source,
+    stamp: Mapping[str, Any],
+    quantisation: Mapping[str, Any],
+    machine: Machine,
+    *,
+    trust_remote_code: bool,
 ) -> tuple[PreTrainedModel | PeftModel, tuple[str, ...]]:
     default = "bfloat16" if machine.device == "cuda" else "float32"
     keys = ModelConfig(**quantisation, dtype=stamp.get("dtype", default))
@@ -184,6 +191,7 @@ def _load(
         source.base, REWARD_MODEL, quantization=quantised, device=machine.device,
         revision=stamp.get("revision", "main"),
         dtype=keys.dtype, output_loading_info=True,
+        trust_remote_code=trust_remote_code, **(stamp.get("model_init_kwargs") or {}),
     )  # fmt: skip
     adapters: tuple[str, ...] = ()
     if source.adapter:

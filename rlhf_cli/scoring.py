@@ -22,7 +22,7 @@ WINDOW = 256
 """Rows that are read, sorted by length, and scored at a time."""
 
 
-def score_rows(name: str, file: str, sink: TextIO, *, skip_bad_rows: bool) -> None:
+def score_rows(name: str, file: str, sink: TextIO, *, skip_bad_rows: bool, trust_remote_code: bool = False) -> None:
     """Load a reward model, and write every row of a file with its score, as JSON lines.
 
     Args:
@@ -30,6 +30,7 @@ def score_rows(name: str, file: str, sink: TextIO, *, skip_bad_rows: bool) -> No
         file: A data file; `-` is stdin.
         sink: Where to.
         skip_bad_rows: Whether rows that cannot be scored are no error.
+        trust_remote_code: Whether code that comes with the model may run.
 
     Raises:
         DataError: at the end, when rows could not be scored.
@@ -37,7 +38,7 @@ def score_rows(name: str, file: str, sink: TextIO, *, skip_bad_rows: bool) -> No
     """
     tally = Tally()
     with quietly():
-        model = load_reward_model(name, detect_machine())
+        model = load_reward_model(name, detect_machine(), trust_remote_code=trust_remote_code)
         if not model.stamp:
             say_error(
                 f"warning: `{name}` has no reward_card.json: nothing says on what, and how, it was trained to read"

@@ -55,11 +55,12 @@ def test_the_rows_shown_train(rlhf: Callable[..., Any], write_recipe: Callable[.
 
 
 def test_the_run_folder_is_as_drawn(
-    rlhf: Callable[..., Any], write_recipe: Callable[..., Path], tmp_path: Path
+    rlhf: Callable[..., Any], write_recipe: Callable[..., Path], write_pairs_recipe: Callable[..., Path], tmp_path: Path
 ) -> None:
     block = re.search(r"## The run folder\n\n```\n(.*?)```", README, re.DOTALL)
     assert block is not None
     assert rlhf("sft", str(write_recipe(test_split_size=0.2))).code == 0
+    assert rlhf("train-reward", str(write_pairs_recipe(max_steps=1)), "--output_dir", "run/reward").code == 0
     drawn = set(re.findall(r"[\w]+\.(?:safetensors|jsonl|json|jinja|md|yaml)", block.group(1)))
     made = {path.name for path in (tmp_path / "run").rglob("*")}
     assert drawn - {"adapter_model.safetensors", "adapter_config.json"} <= made
