@@ -1,6 +1,6 @@
 """Scoring 2,000 pairs of log-normal length, beside a loop in file order: python benchmarks/scoring.py [ROUNDS].
 
-Both use one untrained reward model of a few million parameters and the same kernels. The loop takes texts as they come,
+Both use one untrained reward model of a million parameters and the same kernels. The loop takes texts as they come,
 16 at a time, and pads each batch to its longest; `rlhf eval` and `rlhf score` sort them first. The last line is for the
 memory of an ensemble: parameters of four members on SmolLM2's base, as LoRA of rank 16 on all linear modules, beside
 those of one.
@@ -21,7 +21,7 @@ from peft import LoraConfig, TaskType, get_peft_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig
 
 from rlhf_cli.demo.tiny import build_tiny_model
-from rlhf_cli.machine import detect_machine, keep_freed_memory, quietly
+from rlhf_cli.machine import detect_machine, quietly, settle_on_cpu
 from rlhf_cli.reward_model import RewardModel, load_reward_model
 
 PAIRS, LOOP_BATCH = 2000, 16
@@ -30,7 +30,7 @@ PAIRS, LOOP_BATCH = 2000, 16
 def main() -> None:
     """Print pairs a second of both, the ratio of each round, and the parameters of an ensemble."""
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 3
-    keep_freed_memory()
+    settle_on_cpu()
     with tempfile.TemporaryDirectory() as name, quietly():
         model = untrained(Path(name))
         lengths = np.clip(np.random.default_rng(0).lognormal(np.log(120), 0.8, 2 * PAIRS), 8, 1000).astype(int)
@@ -55,7 +55,7 @@ def main() -> None:
 
 def untrained(folder: Path) -> RewardModel:
     """A reward model nobody trained."""
-    build_tiny_model(folder, ["a few words to learn merges from"] * 9, width=256)
+    build_tiny_model(folder, ["a few words to learn merges from"] * 9, width=128)
     model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1)
     model.config.max_position_embeddings = 2048
     model.save_pretrained(folder)

@@ -118,6 +118,6 @@ class ChosenGuard(TrainerCallback):
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Keep the last of it in run.json."""
-        if self._recent and state.is_world_process_zero:
+        if self._recent and self._run.run_file.exists() and state.is_world_process_zero:
             facts = {"nats": statistics.fmean(self._recent), "warned": self._warned}
             self._run.update_run(chosen_logp_change=facts)

@@ -20,9 +20,10 @@ import psutil
 import torch
 import transformers
 from accelerate import PartialState
+from trl.kernels import chunked_logprob
 
 from rlhf_cli.errors import EnvironmentFault
-from rlhf_cli.memory import GIB
+from rlhf_cli.memory import CPU_TILE_TOKENS, GIB
 from rlhf_cli.plan import Decision, Machine
 from rlhf_cli.recipe import Recipe
 from rlhf_cli.run_dir import output_dir_of
@@ -138,12 +139,14 @@ def gather_parts(done: list[_Item]) -> list[_Item]:
     return [item for part in parts for item in part]
 
 
-def keep_freed_memory() -> None:
-    """Let glibc keep freed blocks instead of handing each back to the kernel, which zeroes it for the next step.
+def settle_on_cpu() -> None:
+    """Have glibc keep freed blocks, and TRL work the language model head off in small tiles.
 
-    Every step frees and takes the same activations of hundreds of MiB; with the default thresholds a CPU run spends
-    a third of its time in page faults. Elsewhere than on glibc this does nothing.
+    Every step frees and takes the same activations of hundreds of MiB, and by default glibc hands each back to the
+    kernel, which zeroes it for the next step: a third of a step. TRL's tiles of 4,096 tokens suit a GPU; on a CPU they
+    fall out of every cache, and several copies of one are most of a step's memory.
     """
+    chunked_logprob.TOKEN_CHUNK_SIZE = CPU_TILE_TOKENS
     if platform.libc_ver()[0] == "glibc":
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_M_MMAP_THRESHOLD, 2**31 - 1)

@@ -22,6 +22,8 @@ _OPTIMIZER_BYTES = {
 """Bytes of optimizer state a trained weight; 8, two fp32 moments, for the Adams."""
 _TILE_TOKENS, _TILE_WORDS = 4096, 32768
 """TRL works the head's logits off in tiles of this size (trl/kernels/chunked_logprob.py, trl/trainer/utils.py)."""
+CPU_TILE_TOKENS = 256
+"""What it is told to take on a CPU."""
 _TILE_COPIES_ON_CPU = 8
 """fp32 copies of a tile alive at once where its arithmetic is done by torch (`_backward_tile` there)."""
 _SLACK_ON_CPU = 0.15
@@ -92,7 +94,7 @@ def _parts(size: ModelSize, value: Callable[[str], Any], tokens: int, *, device:
     if value("activation_checkpointing"):
         # The input of every layer stays, and one layer at a time is done again (Chen et al. 2016, arXiv:1604.06174).
         growing = size.layers * 4 * size.hidden * tokens + growing / max(1, size.layers)
-    tile = min(tokens, _TILE_TOKENS) * min(size.vocabulary, _TILE_WORDS)
+    tile = min(tokens, CPU_TILE_TOKENS if device == "cpu" else _TILE_TOKENS) * min(size.vocabulary, _TILE_WORDS)
     logits = tile * (4 * _TILE_COPIES_ON_CPU + compute if device == "cpu" else compute)
     head_gradient = 4 * size.vocabulary * size.hidden if size.head_trains else 0
     return {

@@ -115,6 +115,11 @@ class Plan:
         return {**asdict(self), "output_dir": str(self.output_dir), "settings": self.public_settings()}
 
     @property
+    def members(self) -> int:
+        """Models that are trained one after the other: those of an ensemble, or one."""
+        return self.setting("ensemble_size") or 1
+
+    @property
     def fits(self) -> bool:
         """Whether the estimate is less than what is free."""
         return self.memory.peak_gib <= self.machine.free_gib
@@ -144,6 +149,7 @@ class Plan:
             rows += f", {self.test.used:,} held out"
         packs = f" in {counts.examples:,} packs" if counts.examples != counts.used else ""
         share = "" if counts.loss_tokens is None else f", {counts.loss_tokens / max(1, counts.tokens):.0%} with loss"
+        each = f", for each of {self.members} members" if self.members > 1 else ""
         parts = ", ".join(f"{name} {_gib(amount)}" for name, amount in self.memory.parts_gib.items())
         lines = [
             ("rows", f"{rows}; {counts.truncated:,} truncated"),
@@ -151,7 +157,7 @@ class Plan:
                 "tokens",
                 f"{counts.tokens:,} an epoch{packs}{share}, longest {counts.longest:,}",
             ),
-            ("steps", f"{self.steps:,} of {self.batch} examples ({self.steps_per_epoch:,} an epoch)"),
+            ("steps", f"{self.steps:,} of {self.batch} examples ({self.steps_per_epoch:,} an epoch){each}"),
             (
                 "machine",
                 f"{machine.name}, {machine.processes} process{'es' if machine.processes > 1 else ''}",
@@ -224,7 +230,10 @@ def make_plan(
         steps=steps,
         steps_per_epoch=steps_per_epoch,
         memory=memory,
-        disk_gib=estimate_disk(sizes, value, steps=steps, steps_per_epoch=steps_per_epoch),
+        disk_gib={
+            name: amount * (settings.get("ensemble_size") or 1)
+            for name, amount in estimate_disk(sizes, value, steps=steps, steps_per_epoch=steps_per_epoch).items()
+        },
         smaller=smaller,
     )
 

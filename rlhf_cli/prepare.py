@@ -51,8 +51,7 @@ class Prepared:
 
         Without an ensemble, this run alone.
         """
-        size = self.plan.setting("ensemble_size") or 1
-        return [self, *(self._member(method, number) for number in range(2, size + 1))]
+        return [self, *(self._member(method, number) for number in range(2, self.plan.members + 1))]
 
     def _member(self, method: Method, number: int) -> Prepared:
         run = self.run.member(number)

@@ -16,7 +16,7 @@ from transformers import PrinterCallback, ProgressCallback
 
 from rlhf_cli.data import Encodings
 from rlhf_cli.faults import explained_faults
-from rlhf_cli.machine import keep_freed_memory, quietly
+from rlhf_cli.machine import quietly, settle_on_cpu
 from rlhf_cli.memory import GIB
 from rlhf_cli.methods.base import Method
 from rlhf_cli.models import load_model, trained_in_fp32
@@ -52,7 +52,7 @@ def probe(prepared: Prepared, method: Method) -> Probe:
         short = replace(plan, settings=settings, output_dir=Path(folder))
         data = Encodings(_longest(prepared), None)
         if plan.machine.device == "cpu":
-            keep_freed_memory()
+            settle_on_cpu()
         before = _start_measuring(plan.machine.device)
         with explained_faults(prepared.run, plan), quietly():
             loaded = load_model(prepared.recipe, short, material.source, material.tokenizer)

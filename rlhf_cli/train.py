@@ -22,7 +22,7 @@ from rlhf_cli.evaluate import grade
 from rlhf_cli.faults import explained_faults, refuse_full_disk
 from rlhf_cli.gates import gate_error
 from rlhf_cli.guards import FiniteGuard
-from rlhf_cli.machine import first_process_first, is_first_process, keep_freed_memory, leave_processes, quietly
+from rlhf_cli.machine import first_process_first, is_first_process, leave_processes, quietly, settle_on_cpu
 from rlhf_cli.methods.base import Method
 from rlhf_cli.models import Loaded, load_model, trained_in_fp32
 from rlhf_cli.plan import REWARD_MODEL, Plan
@@ -97,7 +97,7 @@ def _announce(plan: Plan) -> None:
     if not plan.fits:
         say_error(plan.warning())
     if plan.machine.device == "cpu":
-        keep_freed_memory()
+        settle_on_cpu()
 
 
 def _take_up(prepared: Prepared) -> int:

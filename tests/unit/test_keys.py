@@ -31,7 +31,7 @@ READ_BY_US = {
     "model_name_or_path": "model_source.py", "model_init_kwargs": "models.py", "chat_template": "tokenizer.py",
     "chat_template_path": "tokenizer.py", "pad_token": "tokenizer.py",
     # preferences
-    "drop_ties": "sources.py", "ensemble_size": "prepare.py", "gates": "evaluate.py",
+    "drop_ties": "sources.py", "ensemble_size": "plan.py", "gates": "evaluate.py",
     # the run
     "method": "recipe.py", "extends": "recipe_file.py", "env": "recipe.py", "hub_token": "recipe.py",
     "guards": "train.py", "save_total_limit": "train.py", "gradient_checkpointing": "machine.py",
