@@ -30,7 +30,8 @@ format: setup ## format, and mend what ruff can mend
 	$(BIN)/ruff check --fix .
 
 test: setup ## the tests, in a few minutes
-	$(BIN)/pytest -m "not gpu and not network and not slow"
+	# three at a time: half of a test is waiting
+	$(BIN)/pytest -n 3 -m "not gpu and not network and not slow"
 
 test-slow: setup ## the tests that take longer
 	$(BIN)/pytest -m "slow and not gpu and not network"

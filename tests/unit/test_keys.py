@@ -41,7 +41,7 @@ READ_BY: dict[str, dict[str, str]] = {
     "eval": {
         "dataset_train_split": "data.py", "dataset_test_split": "data.py", "gates": "evaluate.py",
         "seed": "evaluate.py", "reward_model_path": "evaluate.py", "output_dir": "evaluate.py",
-        "load_in_4bit": "models.py", "load_in_8bit": "models.py",
+        "load_in_4bit": "models.py", "load_in_8bit": "models.py", "trust_remote_code": "evaluate.py",
     },
 }  # fmt: skip
 """The same, where a command differs."""
