@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -49,12 +50,20 @@ def adapter_config(keys: ModelConfig, source: Source, trains: str, model: PreTra
     return config
 
 
+def hold_in_fp32(model: PreTrainedModel, names: Iterable[str]) -> None:
+    """Hold modules that are trained whole in fp32; PEFT copies them in the dtype they have, and loads into that."""
+    for name, module in model.named_modules():
+        if name.rpartition(".")[2] in set(names):
+            module.float()
+
+
 def put_adapter(model: PreTrainedModel, source: Source, config: PeftConfig) -> PeftModel:
     """Put a new adapter on, or the one that is continued.
 
     Raises:
         RecipeError: when a policy's adapter does not go on a reward model whole.
     """
+    hold_in_fp32(model, config.modules_to_save or [])
     if source.adapter is None:
         return get_peft_model(model, config)
     if source.holds == POLICY and config.task_type == TaskType.SEQ_CLS:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rlhf_cli.plan import REWARD_MODEL, Plan
-from rlhf_cli.run_dir import write_text
+from rlhf_cli.run_dir import RunDir, write_text
 
 _RESULTS = (
     "eval_loss", "eval_mean_token_accuracy", "eval_accuracy", "eval_margin", "eval_rewards/accuracies",
@@ -67,7 +68,7 @@ def write_card(
         f"{plan.steps} steps of {plan.batch} examples. Every setting is in `rlhf/resolved.json`.",
         "",
         *_describe_results(results),
-        *(_describe_loading(folder, adapts=adapts) if plan.trains == REWARD_MODEL else []),
+        *(_describe_loading(folder, plan.members, adapts=adapts) if plan.trains == REWARD_MODEL else []),
     ]
     card = ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n" + "\n".join(lines).rstrip() + "\n")
     write_text(folder / "README.md", str(card))
@@ -88,14 +89,21 @@ def _describe_results(results: Mapping[str, Any]) -> list[str]:
     return ["## Held-out results", "", "| metric | value |", "|---|---|", *rows, ""]
 
 
-def _describe_loading(folder: Path, *, adapts: bool) -> list[str]:
+def _describe_loading(folder: Path, members: int, *, adapts: bool) -> list[str]:
     """How to get the scores that `rlhf score` gives."""
+    if members > 1:
+        return ["## Scores", "", f"The mean of {members} adapters on one base: `rlhf score` gives it."]
+    stamp = RunDir(folder).reward_card
+    texts = stamp.exists() and json.loads(stamp.read_text(encoding="utf-8")).get("reads") == "texts"
+    reads = 'tokenizer(prompt + response + tokenizer.eos_token, return_tensors="pt")'
+    if not texts:
+        reads = 'tokenizer.apply_chat_template(messages, return_tensors="pt", return_dict=True)'
     kind = "AutoPeftModelForSequenceClassification" if adapts else "AutoModelForSequenceClassification"
     library, labels = ("peft", ", num_labels=1") if adapts else ("transformers", "")
     return [
         "## Scores",
         "",
-        "One score a conversation, read at its last token. What it was trained on, how sure it is, and whether it is "
+        "One score, read at its last token. What it was trained on, how sure it is, and whether it is "
         "good enough for PPO is in `reward_card.json`. `rlhf score` checks that file; by hand:",
         "",
         "```python",
@@ -105,6 +113,6 @@ def _describe_loading(folder: Path, *, adapts: bool) -> list[str]:
         f'model = {kind}.from_pretrained("{folder.name}"{labels}).eval()',
         f'tokenizer = AutoTokenizer.from_pretrained("{folder.name}")',
         "model.config.pad_token_id = tokenizer.pad_token_id",
-        'score = model(**tokenizer.apply_chat_template(messages, return_tensors="pt", return_dict=True)).logits',
+        f"score = model(**{reads}).logits",
         "```",
     ]

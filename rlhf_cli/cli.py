@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
@@ -24,7 +23,7 @@ from rlhf_cli.launch import adopt_slurm, end_with_launcher
 from rlhf_cli.methods import METHODS
 from rlhf_cli.methods.base import Method
 from rlhf_cli.recipe import Recipe, apply_environment, read_recipe
-from rlhf_cli.run_dir import RunDir, output_dir_of, refuse_unusable
+from rlhf_cli.run_dir import RunDir, finite, output_dir_of, refuse_unusable
 from rlhf_cli.schema import load_schema, method_names
 from rlhf_cli.terminal import printable, say, say_error
 
@@ -190,7 +189,7 @@ def evaluate(
     from rlhf_cli.evaluate import evaluate as judge
 
     card, outcome = judge(checked)
-    typer.echo(json.dumps(outcome, default=str) if as_json else card.as_text())
+    typer.echo(json.dumps(finite(outcome), default=str) if as_json else card.as_text())
     if card.failed_gates:
         raise gate_error(card.failed_gates, where=checked.where("gates"))
 
@@ -211,8 +210,7 @@ def score(
     say(f"loading {reward_model}")
     from rlhf_cli.scoring import score_rows
 
-    with open(out, "w", encoding="utf-8") if out else contextlib.nullcontext(sys.stdout) as sink:
-        score_rows(reward_model, file, sink, skip_bad_rows=skip_bad_rows, trust_remote_code=trust_remote_code)
+    score_rows(reward_model, file, out, skip_bad_rows=skip_bad_rows, trust_remote_code=trust_remote_code)
 
 
 # --- recipes ----------------------------------------------------------------------------------------------------

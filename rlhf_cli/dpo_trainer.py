@@ -16,7 +16,7 @@ from rlhf_cli.data import Encodings, hash_tokens
 from rlhf_cli.guards import ChosenGuard
 from rlhf_cli.machine import is_first_process, wait_for_all
 from rlhf_cli.models import Loaded
-from rlhf_cli.run_dir import RunDir
+from rlhf_cli.run_dir import RunDir, text_hash
 
 _REFERENCE = ["ref_chosen_logps", "ref_rejected_logps"]
 _TRAINED = "default"
@@ -51,10 +51,16 @@ class DPOTrainer(trl.DPOTrainer):
         """The rows as they are: they come as tokens."""
         return dataset
 
+    def _rows_name(self, dataset: Dataset) -> str:
+        """A hash of the rows, and of what else the log-probabilities depend on."""
+        args = self.args
+        how = [args.max_length, args.truncation_mode, args.ld_alpha, args.bf16, args.fp16]
+        return text_hash(f"{hash_tokens(dataset)} {how}")
+
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         """The log-probabilities under the reference, as an earlier start of the same run left them, or computed."""
         folder = RunDir(Path(self.args.output_dir)).reference_folder(
-            self._precompute_model_hash, hash_tokens(dataset), name
+            self._precompute_model_hash, self._rows_name(dataset), name
         )
         wait_for_all()  # no process may find what another is still to write
         if folder.is_dir():

@@ -48,8 +48,8 @@ EVALUATION = Command(
             "type": ["integer", "number", "null"],
             "exclusiveMinimum": 0,
             "default": None,
-            "description": "Judge only on the rows that a training run with the same `test_split_size`, `split_by` and "
-            "`seed` held out.",
+            "description": "Judge only on the rows that a training run of the same data, `test_split_size`, "
+            "`split_by`, `seed`, `drop_ties` and `skip_bad_rows` held out.",
         },
         "seed": {"type": "integer", "minimum": 0, "default": 42, "description": "Of held-out rows and of resampling."},
         "drop_ties": {

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-import gc
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from datasets import Dataset
 
 from rlhf_cli.data import load_held_out
-from rlhf_cli.errors import DataError
-from rlhf_cli.machine import describe_environment, detect_machine, is_first_process, quietly, wait_for_all
+from rlhf_cli.errors import DataError, RecipeError
+from rlhf_cli.machine import (
+    describe_environment,
+    detect_machine,
+    free_memory,
+    is_first_process,
+    quietly,
+    wait_for_all,
+)
 from rlhf_cli.models import QUANTISATION, as_mapping
 from rlhf_cli.prepare import Prepared
 from rlhf_cli.probes import EDITS, JUNK, replace_text, say_twice, text_of_answer, without_prompt
 from rlhf_cli.recipe import Recipe
+from rlhf_cli.redaction import hide_in, is_secret
 from rlhf_cli.report_card import ReportCard, Scored, make_report_card
 from rlhf_cli.reward_model import CONVERSATIONS, TEXTS, RewardModel, identify, load_reward_model, measure_scale
-from rlhf_cli.rows import PREFERENCE, BadRow, Row, prompt_text
+from rlhf_cli.rows import PREFERENCE, BadRow, Row, kept_beside, prompt_text
 from rlhf_cli.run_dir import write_json, write_text
 from rlhf_cli.scores import Floats
 from rlhf_cli.terminal import say
@@ -44,6 +50,7 @@ def evaluate(recipe: Recipe) -> tuple[ReportCard, dict[str, Any]]:
         UserError: when model or data cannot be used.
     """
     machine = detect_machine()
+    folder = _output_dir(recipe)
     rows = load_held_out(recipe, PREFERENCE)
     for source in rows.sources:
         say(f"{source['name']}: {source['rows']:,} rows as {source['layout']}")
@@ -60,11 +67,21 @@ def evaluate(recipe: Recipe) -> tuple[ReportCard, dict[str, Any]]:
         say(scale.as_text())
     facts = {"reward_model": model.name, "data": rows.sources, "environment": describe_environment()}
     outcome = {**facts, "report": card.as_json()}
-    if recipe["output_dir"] is not None:
-        folder = Path(recipe["output_dir"])
-        folder.mkdir(parents=True, exist_ok=True)
+    if folder is not None:
         write_json(folder / "eval.json", outcome)
     return card, outcome
+
+
+def _output_dir(recipe: Recipe) -> Path | None:
+    if recipe["output_dir"] is None:
+        return None
+    folder = Path(recipe["output_dir"])
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        what = f"`output_dir: {folder}` cannot be made: {error.strerror}"
+        raise RecipeError(what, where=recipe.where("output_dir")) from None
+    return folder
 
 
 def grade(prepared: Prepared) -> ReportCard | None:
@@ -73,9 +90,7 @@ def grade(prepared: Prepared) -> ReportCard | None:
     Returns:
         Its report card; None where nothing was held out, so that nothing is known.
     """
-    gc.collect()  # what trained is not needed any more, and may fill the device
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    free_memory()  # what trained is not needed any more, and may fill the device
     recipe, material = prepared.recipe, prepared.material
     wait_for_all()
     trusts = bool(recipe["trust_remote_code"])
@@ -88,12 +103,17 @@ def grade(prepared: Prepared) -> ReportCard | None:
     else:
         rows = material.rows.train.select(material.train.kept)
     stored = _some(rows, STORED // 2, seed=recipe["seed"])
-    answers = [(row, row[side]) for row in stored["row"] for side in ("chosen", "rejected")]
-    scores = model.score([model.render(row["prompt"], answer, beside=row) for row, answer in answers]).mean(axis=1)
+    readable, _ = _rendered(model, stored)
+    answers = [
+        ({"prompt": row["prompt"], "response": row[side], **kept_beside(row)}, tokens)
+        for row, _, *sides in readable
+        for side, tokens in zip(("chosen", "rejected"), sides, strict=True)
+    ]
+    scores = model.score([tokens for _, tokens in answers]).mean(axis=1)
     if is_first_process():
         lines = [
-            json.dumps({"prompt": row["prompt"], "response": answer, "score": float(score)}, ensure_ascii=False)
-            for (row, answer), score in zip(answers, scores, strict=True)
+            json.dumps({**answer, "score": float(score)}, ensure_ascii=False)
+            for (answer, _), score in zip(answers, scores, strict=True)
         ]
         write_text(prepared.run.stored_answers, "\n".join(lines) + "\n")
         _write_stamp(prepared, model, card, scores)
@@ -116,7 +136,9 @@ def _making(prepared: Prepared) -> dict[str, Any]:
         if any(quantisation.get(key) for key in ("load_in_4bit", "load_in_8bit"))
         else None,
         "revision": prepared.recipe["model_revision"],
-        "model_init_kwargs": as_mapping(prepared.recipe["model_init_kwargs"]) or None,
+        "model_init_kwargs": {
+            key: value for key, value in as_mapping(prepared.recipe["model_init_kwargs"]).items() if not is_secret(key)
+        },
         "max_length": prepared.recipe["max_length"],
     }
 
@@ -139,7 +161,7 @@ def _write_stamp(prepared: Prepared, model: RewardModel, card: ReportCard | None
         "accuracy": card.numbers["accuracy"].as_json() if card else None,
         "report": card.as_json() if card else None,
     }
-    write_json(prepared.run.reward_card, stamp)
+    write_json(prepared.run.reward_card, hide_in(stamp, prepared.run.secrets))
 
 
 # --- judging --------------------------------------------------------------------------------------------------------
@@ -176,7 +198,7 @@ def judge(model: RewardModel, rows: Dataset, gates: Sequence[Mapping[str, Any]],
             rejected=scores["rejected"],
             characters=np.array(characters, dtype=np.float64),
             prompts=[prompt_text(row) for row, *_ in pairs],
-            sources=[Path(where.rpartition(":")[0]).name for _, where, *_ in pairs],
+            sources=_short_names([where.rpartition(":")[0] for _, where, *_ in pairs]),
             probed=probed,
             promptless=np.stack([means["promptless chosen"], means["promptless rejected"]], axis=1),
             twice=means["twice"],
@@ -221,8 +243,10 @@ def _probe_texts(model: RewardModel, rows: Sequence[Row]) -> dict[str, list[Toke
                 render(row, replace_text(row[side], edit(text_of_answer(row[side])))) for row in rows
             ]
     for kind, make in JUNK.items():
+        made = [(row, make(row, text_of_answer(row["chosen"]))) for row in rows]
         texts[f"junk {kind}"] = [
-            render(row, replace_text(row["chosen"], make(row, text_of_answer(row["chosen"])))) for row in rows
+            render(row, replace_text(row["chosen"], text)) if text != text_of_answer(row["chosen"]) else None
+            for row, text in made
         ]
     return texts
 
@@ -234,6 +258,12 @@ def _score_all(model: RewardModel, wanted: Mapping[str, Sequence[Tokens | None]]
     number = {text: index for index, text in enumerate(texts)}
     scores = np.concatenate([model.score(texts), np.full((1, model.members), np.nan)]).astype(np.float64)
     return {name: scores[[number[text] if text is not None else -1 for text in each]] for name, each in wanted.items()}
+
+
+def _short_names(files: list[str]) -> list[str]:
+    """File names, with their folders where names alone do not tell them apart."""
+    alone = {file: Path(file).name for file in set(files)}
+    return [alone[file] for file in files] if len(set(alone.values())) == len(alone) else files
 
 
 def _some(rows: Dataset, count: int, *, seed: int) -> Dataset:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import importlib.util
 import logging
 import os
@@ -114,6 +115,13 @@ def wait_for_all() -> None:
     """Wait until every process that trains is here."""
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
+
+
+def free_memory() -> None:
+    """Let go of models that nobody needs any more; a trainer and its callbacks hold each other."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def leave_processes() -> None:

@@ -59,6 +59,12 @@ def find_source(recipe: Recipe, trains: str) -> Source:
             where=where,
             hint=f"it was trained from `{source.base}`" if source.adapter else "name the model it was trained from",
         )
+    if source.adapter and (Path(source.adapter) / "members").is_dir():
+        raise RecipeError(
+            f"`{name}` is an ensemble, and only one model can be trained on",
+            where=where,
+            hint=f"name one of its members, such as `{name}/members/2`",
+        )
     if source.adapter:
         _refuse_other_adapter(recipe, _read_config(Path(source.adapter) / ADAPTER_CONFIG, where), name)
     return source

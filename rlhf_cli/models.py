@@ -250,6 +250,8 @@ def explain_broken(name: str) -> Iterator[None]:
     """Turn what transformers raises for a folder or a Hub id that cannot be used into one clear error."""
     try:
         yield
+    except torch.OutOfMemoryError as error:
+        raise EnvironmentFault(f"`{name}` does not fit into memory: {first_line(error)}") from error
     except _BROKEN as error:
         if not Path(name).exists():
             raise EnvironmentFault(f"there is no model `{name}` here, and the Hub does not give it") from None

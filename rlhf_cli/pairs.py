@@ -66,7 +66,7 @@ def encode_pairs(rows: Dataset, encode: Callable[[Row], Pair], recipe: Recipe, *
         )
     sizes = [sizes[index] for index in kept]
     counts = _count(sizes, recipe, read=len(rows), bad=bad, cuts=cuts)
-    return Encoded(_columns(used), counts, [prompt + max(sides) for prompt, *sides in sizes], kept)
+    return Encoded(_columns(used, has_prompts=cuts), counts, [prompt + max(sides) for prompt, *sides in sizes], kept)
 
 
 def _sizes(example: dict[str, Any]) -> tuple[int, int, int]:
@@ -86,7 +86,7 @@ def _is_comparable(size: tuple[int, int, int], recipe: Recipe, *, cuts: bool) ->
     return bool(recipe["truncation_mode"] == "keep_end" or prompt < limit)
 
 
-def _columns(used: Dataset) -> Dataset:
+def _columns(used: Dataset, *, has_prompts: bool) -> Dataset:
     """What the trainer reads: prompts where they stand apart, margins where a row has one."""
     margins = used["margin"]
     if any(margin is not None for margin in margins):
@@ -94,7 +94,6 @@ def _columns(used: Dataset) -> Dataset:
         used = used.remove_columns("margin").add_column("margin", filled, new_fingerprint=secrets.token_hex(8))
     else:
         used = used.remove_columns("margin")
-    has_prompts = any(len(ids) for ids in used.with_format("arrow")["prompt_ids"])
     return used.remove_columns(["fault", "where", *([] if has_prompts else ["prompt_ids"])])
 
 

@@ -49,5 +49,4 @@ def without_prompt(prompt: Any) -> Any:
 
 
 def _first_half(answer: str) -> str:
-    words = answer.split(" ")
-    return " ".join(words[: max(1, len(words) // 2)])
+    return answer[: len(answer) // 2].rstrip()

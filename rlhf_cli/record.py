@@ -67,5 +67,5 @@ def _facts(prepared: Prepared) -> dict[str, Any]:
         "plan": prepared.plan.as_json(),
         "exit_code": None,
         "reason": None,
-        "results": None,
+        "results": prepared.run.read_run().get("results"),
     }

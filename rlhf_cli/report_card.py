@@ -81,6 +81,8 @@ class ReportCard:
     def objections(self) -> list[str]:
         """Why it is not good enough for PPO; nothing where it is."""
         n = self.numbers
+        if not np.isfinite(n["log_loss"].value):
+            return ["some scores are not numbers", *self.failed_gates]
         found = [*self._doubts_of_accuracy(), *self._doubts_of_length()]
         found += [
             f"junk ({kind}) scores above the chosen answer on {share.value:.0%} of prompts"
@@ -261,7 +263,7 @@ def _flips(scored: Scored, edited: Floats) -> Floats:
     chosen, rejected = (side.mean(axis=1)[np.asarray(scored.probed)] for side in (scored.chosen, scored.rejected))
     before = np.sign(chosen - rejected)
     after = np.stack([np.sign(edited[:, 0] - rejected), np.sign(chosen - edited[:, 1])])
-    changed = ((after != before) & ~np.isnan(after)).any(axis=0)
+    changed = np.where(before == 0, np.nan, ((after != before) & ~np.isnan(after)).any(axis=0))
     return np.asarray(changed, dtype=np.float64)
 
 

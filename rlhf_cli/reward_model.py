@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub import snapshot_download
 from numpy.typing import NDArray
 from peft import PeftModel
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
@@ -20,8 +21,8 @@ from safetensors import safe_open
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig, get_quantization_config
 
-from rlhf_cli.adapters import head_names
-from rlhf_cli.errors import RecipeError
+from rlhf_cli.adapters import head_names, hold_in_fp32
+from rlhf_cli.errors import EnvironmentFault, RecipeError, first_line
 from rlhf_cli.machine import gather_parts, own_part
 from rlhf_cli.model_source import Source, look_into
 from rlhf_cli.models import explain_broken, fingerprint_weights, load_weights
@@ -155,17 +156,19 @@ def load_reward_model(
         RecipeError: when it is a policy, has no trained score, or is not what its stamp says.
         EnvironmentFault: when the Hub cannot be reached.
     """
+    name = _local(name)
     source = look_into(name)
     if source.holds == POLICY:
         raise RecipeError(f"`{name}` is a policy, not a reward model", hint="rlhf train-reward makes one from it")
     stamp = read_stamp(name) if making is None else making
     how = dict(quantisation if quantisation is not None else stamp.get("quantisation") or {})
-    compute = str(stamp.get("compute", "float32"))
+    compute = str(stamp.get("compute", _default_dtype(machine)))
     if compute == "bfloat16" and not machine.bf16:
         compute = "float32"
     with explain_broken(name):
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
-        model, adapters = _load(source, stamp, how, machine, trust_remote_code=trust_remote_code)
+        dtype = str(stamp.get("dtype", compute)) if compute != "float32" else compute
+        model, adapters = _load(source, {**stamp, "dtype": dtype}, how, machine, trust_remote_code=trust_remote_code)
     ensure_chat_template(tokenizer)
     text_config = model.config.get_text_config()
     if stamp or text_config.pad_token_id is None:
@@ -176,6 +179,23 @@ def load_reward_model(
     return loaded
 
 
+def _default_dtype(machine: Machine) -> str:
+    return "bfloat16" if machine.device == "cuda" and machine.bf16 else "float32"
+
+
+def _local(name: str) -> str:
+    """The folder of a model; one of the Hub is fetched whole, its stamp and the members of an ensemble with it."""
+    path = Path(name).expanduser()
+    if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        return str(path) if path.exists() else name
+    try:
+        return str(snapshot_download(name, ignore_patterns=["*.bin", "checkpoint-*"]))
+    except (OSError, ValueError) as error:
+        raise EnvironmentFault(
+            f"there is no reward model `{name}` here, and the Hub does not give it: {first_line(error)}"
+        ) from None
+
+
 def _load(
     source: Source,
     stamp: Mapping[str, Any],
@@ -184,8 +204,7 @@ def _load(
     *,
     trust_remote_code: bool,
 ) -> tuple[PreTrainedModel | PeftModel, tuple[str, ...]]:
-    default = "bfloat16" if machine.device == "cuda" else "float32"
-    keys = ModelConfig(**quantisation, dtype=stamp.get("dtype", default))
+    keys = ModelConfig(**quantisation, dtype=stamp["dtype"])
     quantised = get_quantization_config(keys)
     model, info = load_weights(
         source.base, REWARD_MODEL, quantization=quantised, device=machine.device,
@@ -198,6 +217,7 @@ def _load(
         folders = member_folders(Path(source.adapter))
         _refuse_without_head(folders, model)
         adapters = tuple(f"member-{number}" for number in range(1, len(folders) + 1))
+        hold_in_fp32(model, head_names(model))
         model = PeftModel.from_pretrained(model, folders[0], adapter_name=adapters[0])
         for adapter, folder in zip(adapters[1:], folders[1:], strict=True):
             model.load_adapter(folder, adapter_name=adapter)
@@ -245,10 +265,17 @@ def identify(name: str, tokenizer: PreTrainedTokenizerBase, *, revision: str) ->
     return {
         "base": {"name": source.base, "id": fingerprint_weights(source.base, revision)} if source.adapter else None,
         "weights": [fingerprint_weights(str(folder)) for folder in member_folders(Path(name))],
+        "configurations": [_configuration_hash(folder) for folder in (Path(source.base), *member_folders(Path(name)))],
         "tokenizer": _tokenizer_hash(tokenizer),
         "chat_template": text_hash(str(tokenizer.chat_template)),
         "pad_token": tokenizer.pad_token,
     }
+
+
+def _configuration_hash(folder: Path) -> str:
+    """A hash of what shapes a model, or its adapter; of a base on the Hub, its commit says it."""
+    files = [folder / "config.json", folder / "adapter_config.json"]
+    return text_hash("".join(file.read_text(encoding="utf-8") for file in files if file.exists()))
 
 
 def _tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -266,6 +293,7 @@ def _refuse_other(loaded: RewardModel) -> None:
     says = {
         "base": "its base is another than the one it was trained on",
         "weights": "its weights have changed since it was stamped",
+        "configurations": "its configuration, or its base's, has changed since it was stamped",
         "tokenizer": "its tokenizer is another than the one it was trained with",
         "chat_template": "its chat template is another than the one it was trained with",
         "pad_token": "its padding token is another than in training, and the score is read where padding begins",
@@ -308,6 +336,6 @@ def measure_scale(model: RewardModel) -> Scale | None:
     if not file.exists() or "scores" not in model.stamp:
         return None
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    scores = model.score([model.render(row["prompt"], row["response"]) for row in rows]).mean(axis=1)
+    scores = model.score([model.render(row["prompt"], row["response"], beside=row) for row in rows]).mean(axis=1)
     stamped = model.stamp["scores"]
     return Scale(float(scores.mean()), float(scores.std()), stamped["mean"], stamped["std"])

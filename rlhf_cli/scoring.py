@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Iterator, Mapping
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from rlhf_cli.errors import DataError
+import numpy as np
+
+from rlhf_cli.errors import DataError, EnvironmentFault
 from rlhf_cli.files import BadLine, Raw, read_lines, read_rows
 from rlhf_cli.layouts import PROMPT_RESPONSE, Layout, find_layout, read_row
 from rlhf_cli.machine import detect_machine, quietly
@@ -22,13 +25,13 @@ WINDOW = 256
 """Rows that are read, sorted by length, and scored at a time."""
 
 
-def score_rows(name: str, file: str, sink: TextIO, *, skip_bad_rows: bool, trust_remote_code: bool = False) -> None:
+def score_rows(name: str, file: str, out: Path | None, *, skip_bad_rows: bool, trust_remote_code: bool = False) -> None:
     """Load a reward model, and write every row of a file with its score, as JSON lines.
 
     Args:
         name: Of the reward model.
         file: A data file; `-` is stdin.
-        sink: Where to.
+        out: Where to; stdout by default.
         skip_bad_rows: Whether rows that cannot be scored are no error.
         trust_remote_code: Whether code that comes with the model may run.
 
@@ -43,11 +46,20 @@ def score_rows(name: str, file: str, sink: TextIO, *, skip_bad_rows: bool, trust
             say_error(
                 f"warning: `{name}` has no reward_card.json: nothing says on what, and how, it was trained to read"
             )
-        for row in score_file(model, file, tally):
-            sink.write(json.dumps(row, ensure_ascii=False) + "\n")
-            sink.flush()
+        try:
+            with out.open("w", encoding="utf-8") if out else contextlib.nullcontext(sys.stdout) as sink:
+                for row in score_file(model, file, tally):
+                    sink.write(_as_line(row))
+                    sink.flush()
+        except OSError as error:
+            raise EnvironmentFault(f"cannot write: {error.strerror}", where=str(out or "stdout")) from None
     if tally.bad and not skip_bad_rows:
         raise _unscored(tally)
+
+
+def _as_line(row: Mapping[str, Any]) -> str:
+    """JSON, whatever a row holds: half a character as its escape, and what JSON has no word for as text."""
+    return json.dumps(row, ensure_ascii=False, default=str).encode("utf-8", "backslashreplace").decode() + "\n"
 
 
 def score_file(model: RewardModel, name: str, tally: Tally) -> Iterator[dict[str, Any]]:
@@ -69,6 +81,8 @@ def score_file(model: RewardModel, name: str, tally: Tally) -> Iterator[dict[str
     sample = list(islice(raws, SAMPLE))
     rows = [raw for _, raw in sample if not isinstance(raw, BadLine)]
     layout, kind = _tell(rows, name) if rows else (None, DEMONSTRATION)
+    if layout is not None and layout.gather is not None:
+        raise DataError(f"rows of {layout.name} are spread over several lines, and are not scored singly", where=name)
     waiting = chain(sample, raws)
     while window := list(islice(waiting, WINDOW)):
         yield from _score_window(model, window, layout, kind, tally)
@@ -111,6 +125,9 @@ def _score_window(
     for raw, wanted, fault in shown:
         if fault is not None:
             yield {**raw, "score": None, "error": fault}
+        elif not np.isfinite(scores[list(wanted.values())]).all():
+            tally.add_bad("score", "the score is not a number")
+            yield {**raw, "score": None, "error": "the score is not a number"}
         else:
             yield {**raw, **_columns(scores, wanted)}
 

@@ -22,7 +22,7 @@ from rlhf_cli.evaluate import grade
 from rlhf_cli.faults import explained_faults, refuse_full_disk
 from rlhf_cli.gates import gate_error
 from rlhf_cli.guards import FiniteGuard
-from rlhf_cli.machine import first_process_first, is_first_process, leave_processes, quietly, settle_on_cpu
+from rlhf_cli.machine import first_process_first, free_memory, is_first_process, leave_processes, quietly, settle_on_cpu
 from rlhf_cli.methods.base import Method
 from rlhf_cli.models import Loaded, load_model, trained_in_fp32
 from rlhf_cli.plan import REWARD_MODEL, Plan
@@ -138,6 +138,7 @@ def _train_member(method: Method, prepared: Prepared, stop: StopOnSignal, *, res
     prepared.run.own.mkdir(parents=True, exist_ok=True)
     with first_process_first(plan.machine):
         checkpoint = _resume_point(prepared.run) if resume else None
+    free_memory()  # of the member before
     loaded = load_model(prepared.recipe, plan, material.source, material.tokenizer)
     trainer = _build_trainer(method, prepared, loaded, stop)
     stop.wait_for_steps()

@@ -30,9 +30,16 @@ def config_classes() -> tuple[type, ...]:
 
 def encode(rows: Dataset, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, split: str) -> Encoded:
     """Each answer behind its prompt, as the reward model reads it."""
+    from rlhf_cli.errors import DataError
     from rlhf_cli.pairs import Pair, encode_pairs
     from rlhf_cli.render import render_answer
     from rlhf_cli.rows import Row
+
+    if len({isinstance(example["row"]["chosen"], str) for example in rows}) > 1:
+        raise DataError(
+            "some rows are plain texts and others conversations, and a reward model reads one or the other",
+            hint="lay them out alike",
+        )
 
     def pair(row: Row) -> Pair:
         sides = {f"{side}_ids": row[side] for side in ("chosen", "rejected")}
@@ -78,6 +85,11 @@ METHOD = Method(
     roles=roles,
     narrowed={"center_rewards_coefficient": {"minimum": 0}},
     rules=(
+        {
+            "when": {"dtype": "bfloat16", "bf16": False},
+            "message": "the score is kept in fp32, and reads bf16 weights only where bf16 is computed with",
+            "fix": "remove one of them",
+        },
         {
             "when": {"ensemble_size": "*", "use_peft": False},
             "message": "an ensemble is made of adapters on one base",

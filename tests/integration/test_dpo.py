@@ -147,15 +147,24 @@ def test_a_falling_chosen_answer_is_told(
 # --- chains of adapters -------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=[{}, {"load_in_4bit": True, "use_peft": True}], ids=["16-bit base", "4-bit base"])
+BASES: dict[str, dict[str, Any]] = {
+    "fp32": {},
+    "bf16": {"dtype": "bfloat16", "bf16": True},
+    "4-bit": {"load_in_4bit": True, "use_peft": True},
+}
+
+
+@pytest.fixture(params=BASES)
 def taught(
     request: pytest.FixtureRequest, rlhf: Callable[..., Any], write_recipe: Callable[..., Path]
 ) -> dict[str, Any]:
     """A LoRA run of SFT in `taught`; and the keys of its base."""
-    recipe = write_recipe("sft.yaml", learning_rate=1e-2, max_steps=6, bf16=False, **{**LORA, **request.param})
+    recipe = write_recipe(
+        "sft.yaml", learning_rate=1e-2, max_steps=6, **{"bf16": False, **LORA, **BASES[request.param]}
+    )
     done = rlhf("sft", str(recipe), "--output_dir", "taught")
     assert done.code == 0, done.err
-    return {"bf16": False, **request.param}
+    return {"bf16": False, **BASES[request.param]}
 
 
 def logits(base: Path, adapter: Path | None, ids: torch.Tensor) -> torch.Tensor:

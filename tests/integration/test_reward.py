@@ -185,9 +185,14 @@ def test_margins_and_centring_reach_the_loss(
 def test_every_member_of_an_ensemble_is_the_run_of_its_seed(
     rlhf: Callable[..., Any], write_pairs_recipe: Callable[..., Path], tmp_path: Path
 ) -> None:
+    alone = write_pairs_recipe("alone.yaml", **{**FIT, "test_split_size": None}, **LORA)
+    assert rlhf("train-reward", str(alone), "--ensemble_size", "3", "--seed", "5", "--output_dir", "trio").code == 0
+    for number, folder in enumerate((tmp_path / "trio", tmp_path / "trio/members/2", tmp_path / "trio/members/3")):
+        assert rlhf("train-reward", str(alone), "--seed", str(5 + number), "--output_dir", f"one-{number}").code == 0
+        single = (tmp_path / f"one-{number}/adapter_model.safetensors").read_bytes()
+        assert (folder / "adapter_model.safetensors").read_bytes() == single
     recipe = write_pairs_recipe(**FIT, **LORA, seed=5)
     assert rlhf("train-reward", str(recipe), "--ensemble_size", "3", "--output_dir", "three").code == 0
-    assert rlhf("train-reward", str(recipe), "--seed", "7", "--data_seed", "7", "--test_split_size", "0.25").code == 0
     folders = [tmp_path / "three", tmp_path / "three/members/2", tmp_path / "three/members/3"]
     members = [load_file(folder / "adapter_model.safetensors") for folder in folders]
     assert not any(torch.equal(members[0][name], members[1][name]) for name in members[0] if "lora_B" in name)
@@ -255,6 +260,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda run: edit_json(run / "tokenizer_config.json", pad_token="<|end|>"), "tokenizer is another",
     ),
     "no score": (drop_score, "has no `score`"),
+    "another scale": (lambda run: edit_json(run / "adapter_config.json", lora_alpha=99), "its configuration"),
     "a policy's adapter": (lambda run: edit_json(run / "adapter_config.json", task_type="CAUSAL_LM"), "is a policy"),
     "a damaged stamp": (lambda run: (run / "reward_card.json").write_text("{"), "reward_card.json is damaged"),
 }  # fmt: skip
