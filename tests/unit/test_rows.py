@@ -84,7 +84,7 @@ def test_folders_name_their_splits(files: list[str], train: list[str], test: lis
     [
         ("a.jsonl", b"prompt,completion\n2+2?,4\n", "this is not JSON: it starts with 'prompt,completion'"),
         ("a.csv", b'{"prompt": "2+2?", "completion": "4"}\n', "this is JSON, not CSV"),
-        ("a.jsonl", gzip.compress(b"{}"), "this is a gzip"),
+        ("a.jsonl", gzip.compress(b"{}", mtime=0), "this is a gzip"),
         ("a.jsonl", "{}".encode("utf-16"), "this is a UTF-16 file"),
         ("a.jsonl", b"PAR1", "this is a Parquet"),
         ("a.csv", b"prompt,completion\na,b\ncaf\xe9,c\n", "not UTF-8 text: byte 0xe9 at column 4"),
