@@ -69,23 +69,23 @@ def test_a_text_scores_the_same_wherever_it_is_asked(
     scores = scores_of(rlhf("score", "run", "rows.jsonl"))
     assert np.std(scores) > 1e-3
     for side in ("right", "left"):
-        assert plain_scores(run, conversations, side) == pytest.approx(scores, abs=2e-6)
+        assert plain_scores(run, conversations, side) == pytest.approx(scores, abs=1e-6)
     order = list(range(len(rows)))
     random.Random(0).shuffle(order)
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(rows[index]) + "\n" for index in order))
-    assert scores_of(rlhf("score", "run", "rows.jsonl")) == pytest.approx([scores[index] for index in order], abs=2e-6)
+    assert scores_of(rlhf("score", "run", "rows.jsonl")) == pytest.approx([scores[index] for index in order], abs=1e-6)
 
     # What the trainer said of the held-out pairs in its last evaluation, and what was stored of them.
     stored = {json.dumps(row["prompt"] + row["response"]): row["score"] for row in read(run / "rlhf/held_out.jsonl")}
     known = {json.dumps(messages): score for messages, score in zip(conversations, scores, strict=True)}
     assert len(stored) > 15
-    assert all(score == pytest.approx(known[text], abs=2e-6) for text, score in stored.items())
+    assert all(score == pytest.approx(known[text], abs=1e-6) for text, score in stored.items())
     evaluated = json.loads((run / "eval_results.json").read_text())
     values = np.array(list(stored.values()))
     assert len(values) == 20
-    assert evaluated["eval_min_reward"] == pytest.approx(values.min(), abs=2e-6)
-    assert evaluated["eval_max_reward"] == pytest.approx(values.max(), abs=2e-6)
-    assert evaluated["eval_mean_reward"] == pytest.approx(values.mean(), abs=2e-6)
+    assert evaluated["eval_min_reward"] == pytest.approx(values.min(), abs=1e-6)
+    assert evaluated["eval_max_reward"] == pytest.approx(values.max(), abs=1e-6)
+    assert evaluated["eval_mean_reward"] == pytest.approx(values.mean(), abs=1e-6)
     card = json.loads((run / "reward_card.json").read_text())
     assert card["accuracy"]["value"] == pytest.approx(evaluated["eval_accuracy"])
     assert card["report"]["numbers"]["log_loss"]["value"] == pytest.approx(evaluated["eval_loss"], abs=1e-5)
@@ -109,9 +109,9 @@ def test_an_answer_that_was_cut_is_read_at_its_last_token(
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run")
     for text, score in zip((whole, cut), model.score([whole, cut])[:, 0], strict=True):
         with torch.no_grad():
-            assert plain(torch.tensor([text])).logits.item() == pytest.approx(float(score), abs=2e-6)
+            assert plain(torch.tensor([text])).logits.item() == pytest.approx(float(score), abs=1e-6)
     (tmp_path / "one.jsonl").write_text('{"prompt": "Who?", "response": "You are", "finished": false}\n')
-    assert scores_of(rlhf("score", "run", "one.jsonl"))[0] == pytest.approx(float(model.score([cut])[0, 0]), abs=2e-6)
+    assert scores_of(rlhf("score", "run", "one.jsonl"))[0] == pytest.approx(float(model.score([cut])[0, 0]), abs=1e-6)
 
 
 @pytest.mark.parametrize("way", [LORA, {**LORA, "load_in_4bit": True}], ids=["lora", "4-bit"])
