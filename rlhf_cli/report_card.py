@@ -174,17 +174,17 @@ def make_report_card(scored: Scored, gates: Sequence[Mapping[str, Any]], *, seed
     margins = scored.chosen.mean(axis=1) - scored.rejected.mean(axis=1)
     numbers = _numbers(scored, margins, seed)
     calibration = calibrate(margins)
-    ece = Estimate(calibration.ece, None, None, len(margins), numbers["accuracy"].groups)
+    numbers["ece"] = Estimate(calibration.ece, None, None, len(margins), numbers["accuracy"].groups)
     texts = np.concatenate([scored.chosen, scored.rejected]).mean(axis=1)
-    gated = {name: number.as_json() for name, number in {**numbers, "ece": ece}.items()}
+    gated = {name: number.as_json() for name, number in numbers.items()}
     return ReportCard(
         pairs=len(margins),
         prompts=numbers["accuracy"].groups,
         left_out=scored.left_out,
-        numbers={**numbers, "ece": ece},
+        numbers=numbers,
         calibration=calibration,
-        by_length=_by(_length_kinds(scored), margins, scored, seed),
-        by_source=_by(scored.sources, margins, scored, seed),
+        by_length=_by(_length_kinds(scored), list(_LENGTH_RATIOS), margins, scored, seed),
+        by_source=_by(scored.sources, sorted(set(scored.sources)), margins, scored, seed),
         junk={kind: _junk_share(scored, scores, seed) for kind, scores in scored.junk.items()},
         edits={name: _share_of_flips(scored, scores, seed) for name, scores in scored.edited.items()},
         length_correlation=rank_correlation(margins, scored.characters[:, 0] - scored.characters[:, 1]),
@@ -235,15 +235,16 @@ def _mean_of_known(values: Floats, prompts: Sequence[str], seed: int, *, is_shar
     return mean_by_group(values[there], [prompts[index] for index in there], seed=seed, is_share=is_share)
 
 
-def _by(kinds: Sequence[str], margins: Floats, scored: Scored, seed: int) -> dict[str, Estimate]:
-    """Accuracy by kind of pair, in the order the kinds are met or known."""
+def _by(
+    kinds: Sequence[str], order: Sequence[str], margins: Floats, scored: Scored, seed: int
+) -> dict[str, Estimate]:  # fmt: skip
+    """Accuracy by kind of pair, of the kinds there are."""
     found = {}
-    for kind in sorted(
-        set(kinds), key=lambda kind: (list(_LENGTH_RATIOS).index(kind) if kind in _LENGTH_RATIOS else 0, kind)
-    ):
+    for kind in order:
         members = [index for index, each in enumerate(kinds) if each == kind]
-        prompts = [scored.prompts[index] for index in members]
-        found[kind] = mean_by_group(wins(margins[members]), prompts, seed=seed, is_share=True)
+        if members:
+            prompts = [scored.prompts[index] for index in members]
+            found[kind] = mean_by_group(wins(margins[members]), prompts, seed=seed, is_share=True)
     return found
 
 
@@ -259,7 +260,10 @@ def _junk_share(scored: Scored, scores: Floats, seed: int) -> Estimate:
 
 
 def _flips(scored: Scored, edited: Floats) -> Floats:
-    """Of each probed pair, whether an edit of either side alone changes which scores higher, shape (probed,)."""
+    """Of each probed pair, whether an edit of either side alone changes which scores higher, shape (probed,).
+
+    Nan where neither does, so that there is no order to change.
+    """
     chosen, rejected = (side.mean(axis=1)[np.asarray(scored.probed)] for side in (scored.chosen, scored.rejected))
     before = np.sign(chosen - rejected)
     after = np.stack([np.sign(edited[:, 0] - rejected), np.sign(chosen - edited[:, 1])])
@@ -269,7 +273,7 @@ def _flips(scored: Scored, edited: Floats) -> Floats:
 
 def _share_of_flips(scored: Scored, edited: Floats, seed: int) -> Estimate:
     prompts = [scored.prompts[index] for index in scored.probed]
-    return mean_by_group(_flips(scored, edited), prompts, seed=seed, is_share=True)
+    return _mean_of_known(_flips(scored, edited), prompts, seed)
 
 
 def _members(scored: Scored, std: float) -> dict[str, Any]:

@@ -72,7 +72,12 @@ def mean_by_group(values: Floats, groups: Sequence[Hashable], *, seed: int, is_s
         seed: Of the resampling.
         is_share: Whether values lie in 0 … 1; then a mean at either end gets Wilson's interval over groups, since
             resampling what does not vary would claim to be certain.
+
+    Returns:
+        The estimate; nan without an interval where a value is no number.
     """
+    if not np.isfinite(values).all():
+        return Estimate(np.nan, None, None, len(values), len(set(groups)))
     _, index = np.unique(_numbered(groups), return_inverse=True)
     sums, counts = np.bincount(index, weights=values), np.bincount(index)
     value, size = float(values.mean()), len(counts)
@@ -104,7 +109,8 @@ def _numbered(groups: Sequence[Hashable]) -> NDArray[np.int64]:
 
 def bradley_terry_loss(margins: Floats) -> Floats:
     """The loss of each pair in nats, −log σ(margin) (Bradley and Terry 1952)."""
-    return np.logaddexp(0.0, -margins)
+    with np.errstate(invalid="ignore"):  # a margin that is no number has no loss
+        return np.logaddexp(0.0, -margins)
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,22 @@ def test_what_could_not_be_read_is_left_out_of_its_share() -> None:
     assert found.junk["nothing"].value == 0.0
 
 
+def test_a_pair_without_an_order_has_none_to_change() -> None:
+    one = scored()
+    chosen = np.where(np.arange(PAIRS)[:, None] < 50, one.rejected, one.chosen)
+    edited = {"a space": np.concatenate([chosen, one.rejected], axis=1)}
+    found = make_report_card(replace(one, chosen=chosen, edited=edited), [], seed=0)
+    assert found.edits["a space"].value == found.numbers["flips"].value == 0.0
+    assert found.edits["a space"].n == PAIRS - 50
+
+
+def test_scores_that_are_no_numbers_are_not_good_enough() -> None:
+    chosen = scored().chosen.copy()
+    chosen[7] = np.nan
+    found = card(chosen=chosen)
+    assert found.objections == ["some scores are not numbers"]
+
+
 def test_members_that_agree_have_no_spread() -> None:
     one = scored()
     alike = card(chosen=np.repeat(one.chosen, 3, axis=1), rejected=np.repeat(one.rejected, 3, axis=1))
