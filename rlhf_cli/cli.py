@@ -341,9 +341,10 @@ def generate(
     if not prompt and prompts is None:
         raise RecipeError("nothing to answer", hint="give `--prompt TEXT` or `--prompts FILE`")
     say(f"loading {run}")
-    from rlhf_cli.generate import Sampling, answer_prompts, as_user, read_prompts
+    from rlhf_cli.generate import Sampling, answer_prompts, read_prompts
+    from rlhf_cli.rows import as_user
 
-    questions = [*map(as_user, prompt or []), *(read_prompts(prompts) if prompts else [])]
+    questions = [*([as_user(text)] for text in prompt or []), *(read_prompts(prompts) if prompts else [])]
     sampling = Sampling(max_new_tokens, temperature, batch_size, seed)
     answers = answer_prompts(run, questions, sampling, baseline=baseline)
     for answer in answers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -138,9 +139,17 @@ def _collect(recipe: Recipe, checked: Iterator[Checked]) -> tuple[Dataset, list[
     chunks = [Dataset.from_dict({"row": [], "where": []}, features=_ROW)]
     groups: list[Any] = []
     while chunk := list(islice(checked, _CHUNK)):
-        chunks.append(Dataset.from_list([{"row": each.row, "where": each.where} for each in chunk], features=_ROW))
+        rows = [{"row": {**each.row, **_beside(recipe, each)}, "where": each.where} for each in chunk]
+        chunks.append(Dataset.from_list(rows, features=_ROW))
         groups += [each.group(recipe["split_by"]) for each in chunk]
     return concatenate_datasets(chunks), groups
+
+
+def _beside(recipe: Recipe, checked: Checked) -> dict[str, Any]:
+    """All columns of a row as they are, where functions will ask for them."""
+    if not recipe.get("reward_funcs"):
+        return {}
+    return {"columns": json.loads(json.dumps(dict(checked.raw), default=str))}
 
 
 def _take_fractions(datasets: list[Dataset], fractions: list[float | None], recipe: Recipe) -> list[Dataset]:
@@ -270,6 +279,8 @@ def sequences_of(example: Mapping[str, Any]) -> list[Tokens]:
     """The sequences of an example of any trainer, with labels where the loss is; a reward model's is at the end."""
     if "input_ids" in example:
         return [Tokens(example["input_ids"], example["labels"])]
+    if "chosen_ids" not in example:
+        return [Tokens(example["prompt_ids"], [IGNORED_LABEL] * len(example["prompt_ids"]))]
     prompt = example.get("prompt_ids")
     sequences = []
     for side in (example["chosen_ids"], example["rejected_ids"]):
@@ -280,12 +291,15 @@ def sequences_of(example: Mapping[str, Any]) -> list[Tokens]:
 
 
 def hash_tokens(dataset: Dataset) -> str:
-    """A hash of every column: lists of tokens, or one number a row."""
+    """A hash of every column: lists of tokens, one number a row, or what stands beside a prompt."""
     digest = hashlib.sha256()
     columns = sorted(dataset.column_names)
     for batch in dataset.with_format("arrow").iter(_CHUNK):
         for column in columns:
             values = batch.column(column).combine_chunks()
+            if not isinstance(values, pa.ListArray) and not pa.types.is_primitive(values.type):
+                digest.update(json.dumps(values.to_pylist(), sort_keys=True, default=str).encode())
+                continue
             if pa.types.is_list(values.type):
                 digest.update(np.diff(values.offsets.to_numpy()).astype(np.int64).tobytes())
                 values = values.flatten()

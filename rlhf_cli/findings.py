@@ -72,6 +72,8 @@ class TokenFindings:
 
     def _describe_loss(self) -> str:
         train = self.counts["train"]
+        if train["loss_tokens"] == 0:
+            return f"on responses that are yet to be made, to {train['tokens']:,} tokens of prompts"
         if train["loss_tokens"] is None:
             return f"on one score an answer, read at its last token; {train['tokens']:,} tokens are read"
         return f"{train['loss_tokens']:,} of {train['tokens']:,} tokens"
@@ -131,6 +133,9 @@ def _find_lost(material: Material, max_length: int | None) -> Iterator[Finding]:
     if train.masked and train.loss_tokens is None:
         advice = "they are left out, since a score of half an answer says nothing; raise `max_length`"
         yield Finding("pairs longer than max_length", train.masked, [], advice)
+    elif train.masked and not train.loss_tokens:
+        advice = "left out: no room for `response_length`; raise `max_length`, or shorten the prompts"
+        yield Finding("prompts that are too long", train.masked, [], advice)
     elif train.masked:
         advice = "left out: the prompt fills `max_length`; raise it, or shorten the prompts"
         yield Finding("rows without loss", train.masked, [], advice)
@@ -157,7 +162,7 @@ def _same_within(material: Material, max_length: int | None) -> int:
 
 
 def _why(counts: dict[str, Any]) -> str:
-    return "too long" if counts["loss_tokens"] is None else "without loss"
+    return "without loss" if counts["loss_tokens"] else "too long"
 
 
 def _pieces(material: Material, max_length: int | None) -> list[tuple[str, bool]]:

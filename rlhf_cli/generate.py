@@ -14,7 +14,8 @@ from rlhf_cli.errors import DataError, RecipeError
 from rlhf_cli.files import is_data_file, read_rows
 from rlhf_cli.machine import detect_machine, quietly
 from rlhf_cli.models import load_for_generation
-from rlhf_cli.rows import PROMPT
+from rlhf_cli.render import render_prompt
+from rlhf_cli.rows import PROMPT, as_user
 from rlhf_cli.run_dir import RunDir
 from rlhf_cli.sources import Tally, read_raws
 
@@ -31,19 +32,12 @@ def read_prompts(path: Path) -> list[Prompt]:
     if not path.is_file():
         raise DataError("no such file of prompts", where=str(path))
     if not is_data_file(path):
-        return [as_user(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return [[as_user(line)] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     tally = Tally()
     checked = list(read_raws(str(path), read_rows(path), tally, kind=PROMPT))
     if tally.bad:
         raise tally.error()
-    # A prompt alone is said to the assistant; one that stood before a plain completion was trained as plain text.
-    alone = tally.sources[0]["layout"] == "prompt"
-    return [as_user(each.row["prompt"]) if alone else each.row["prompt"] for each in checked]
-
-
-def as_user(prompt: Prompt) -> Prompt:
-    """A text as the turn of a user."""
-    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    return [each.row["prompt"] for each in checked]
 
 
 @dataclass(frozen=True)
@@ -108,18 +102,10 @@ def _answer(
     answers: list[str] = []
     for start in range(0, len(prompts), sampling.batch_size):
         batch = prompts[start : start + sampling.batch_size]
-        texts = [_render(tokenizer, prompt) for prompt in batch]
-        inputs = tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt").to(model.device)
+        ids = {"input_ids": [render_prompt(tokenizer, prompt) for prompt in batch]}
+        inputs = tokenizer.pad(ids, return_tensors="pt").to(model.device)
         with torch.no_grad():
             output = model.generate(**inputs, **settings)
         prompt_tokens = inputs["input_ids"].shape[1]
         answers += tokenizer.batch_decode(output[:, prompt_tokens:], skip_special_tokens=True)
     return answers
-
-
-def _render(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> str:
-    """A prompt as text, with the special tokens that it had in training."""
-    if not isinstance(prompt, str):
-        return str(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False))
-    opens = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id] and tokenizer.bos_token is not None
-    return (tokenizer.bos_token if opens else "") + prompt

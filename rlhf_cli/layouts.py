@@ -16,6 +16,7 @@ from rlhf_cli.rows import (
     BadRow,
     Messages,
     Row,
+    as_user,
     kept_beside,
     kind_of,
     messages_of,
@@ -273,9 +274,12 @@ def _prompts_of(read: Reader | None) -> Reader:
 
 
 def _read_prompt(row: Mapping[str, Any]) -> list[Row]:
-    """A prompt by itself: text, or messages."""
+    """A prompt by itself: messages, or text, which is said to the assistant.
+
+    A text that is to be continued is laid out as `text`, or stands before a completion.
+    """
     if isinstance(row["prompt"], str):
-        return [{"prompt": text_of(row, "prompt")}]
+        return [{"prompt": [as_user(text_of(row, "prompt"))]}]
     return [prompt_of({"messages": messages_of(row["prompt"], "prompt", answered=False), **kept_beside(row)})]
 
 

@@ -67,6 +67,13 @@ def _main_memory() -> tuple[float, float]:
     return free / processes / GIB, total / processes / GIB
 
 
+def total_memory(device: torch.device) -> int:
+    """Bytes of a device; of a CPU, of the machine or what its container may have, for each process on it."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return int(_main_memory()[1] * GIB)
+
+
 def _refuse_crowd(devices: int, kind: str) -> None:
     """Refuse more processes on this machine than it has devices for."""
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

@@ -14,9 +14,9 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from rlhf_cli.adapters import adapter_config
 from rlhf_cli.errors import RecipeError
 from rlhf_cli.memory import ModelSize, weight_bytes
-from rlhf_cli.model_source import Source, what_it_holds
+from rlhf_cli.model_source import Role, Source, what_it_holds
 from rlhf_cli.models import as_mapping, describe_model, explained_model, model_keys
-from rlhf_cli.plan import POLICY, REFERENCE, REWARD_MODEL
+from rlhf_cli.plan import POLICY, REWARD_MODEL
 from rlhf_cli.recipe import Recipe
 
 
@@ -42,37 +42,39 @@ class Batch:
     device: str
 
 
-def measure_model(recipe: Recipe, source: Source, role: str, dtype: str, batch: Batch) -> ModelSize:
+def measure_model(recipe: Recipe, role: Role, dtype: str, batch: Batch) -> ModelSize:
     """Count a model's parameters, and what a forward pass over a batch keeps, without loading a weight.
 
     Args:
         recipe: For adapter and quantisation.
-        source: The model.
-        role: `POLICY`, `REWARD_MODEL`, or `REFERENCE`, which does not train.
+        role: The model, and whether it trains.
         dtype: Of its frozen weights.
         batch: The longest batch of the run.
 
     Raises:
         RecipeError: when the configuration cannot be used, or modules are named that the model does not have.
     """
-    model = _describe(recipe, source, role)
+    source, kind = role.source, role.kind
+    model = _describe(recipe, source, kind)
     base = sum(parameter.numel() for parameter in model.parameters())
     linear = _linear_weights(model)
-    head = model.get_output_embeddings() if role != REWARD_MODEL else None
+    head = model.get_output_embeddings() if kind != REWARD_MODEL else None
     trunk, text = model.base_model, model.config.get_text_config()
     trainable, frozen, frozen_bytes = base, 0, 0.0
+    if not role.trains and not role.copies:
+        return _frozen(base, int(_stored_bytes(recipe, base, linear, dtype)), text)
     if recipe["use_peft"] or source.adapter:
         _refuse_unfound(recipe, source, model)
         with explained_model(recipe, f"an adapter on `{source.name}`", source.base), init_empty_weights():
-            config = adapter_config(model_keys(recipe), source, role, model)
+            config = adapter_config(model_keys(recipe), source, kind, model)
             model = get_peft_model(model, config)
         trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         frozen = base
-        bits = 4.5 if recipe["load_in_4bit"] else 8.5 if recipe["load_in_8bit"] else 8 * weight_bytes(dtype)
-        frozen_bytes = linear * bits / 8 + (base - linear) * weight_bytes(dtype)
-        _store_frozen(model, torch.bfloat16 if bits < 16 else getattr(torch, dtype, torch.float32))
-    if role == REFERENCE:
-        return _frozen_copy(trainable, text)
+        frozen_bytes = _stored_bytes(recipe, base, linear, dtype)
+        quantised = recipe["load_in_4bit"] or recipe["load_in_8bit"]
+        _store_frozen(model, torch.bfloat16 if quantised else getattr(torch, dtype, torch.float32))
+    if role.copies:
+        return _frozen(trainable, 4 * trainable, text)
     head_trains = head is not None and any(parameter.requires_grad for parameter in head.parameters())
     kept = measure_kept(model, trunk, batch)
     return ModelSize(
@@ -88,12 +90,18 @@ def measure_model(recipe: Recipe, source: Source, role: str, dtype: str, batch: 
     )
 
 
-def _frozen_copy(copied: int, text: PretrainedConfig) -> ModelSize:
-    """A copy of what trains, which does not: nothing is kept for it, and its logits have gone before the policy's."""
+def _stored_bytes(recipe: Recipe, weights: int, linear: int, dtype: str) -> float:
+    """Bytes of frozen weights, of which those of linear layers may be quantised."""
+    bits = 4.5 if recipe["load_in_4bit"] else 8.5 if recipe["load_in_8bit"] else 8 * weight_bytes(dtype)
+    return linear * bits / 8 + (weights - linear) * weight_bytes(dtype)
+
+
+def _frozen(weights: int, stored_bytes: int, text: PretrainedConfig) -> ModelSize:
+    """A model that does not train: nothing is kept for it, and its logits have gone before the policy's."""
     return ModelSize(
         trainable=0,
-        frozen=copied,
-        frozen_bytes=4 * copied,
+        frozen=weights,
+        frozen_bytes=stored_bytes,
         hidden=text.hidden_size,
         layers=text.num_hidden_layers,
         vocabulary=0,
@@ -103,9 +111,8 @@ def _frozen_copy(copied: int, text: PretrainedConfig) -> ModelSize:
     )
 
 
-def _describe(recipe: Recipe, source: Source, role: str) -> PreTrainedModel:
+def _describe(recipe: Recipe, source: Source, kind: str) -> PreTrainedModel:
     """The model on the meta device."""
-    kind = REWARD_MODEL if role == REWARD_MODEL else POLICY
     where = recipe.where("model_name_or_path")
     how = {"revision": recipe["model_revision"], "trust_remote_code": recipe["trust_remote_code"]}
     with explained_model(recipe, f"the configuration of `{source.name}`", source.base):

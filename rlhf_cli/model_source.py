@@ -33,6 +33,30 @@ class Source:
     holds: str | None = None
     """`POLICY` or `REWARD_MODEL`; None where that is not known before the Hub is asked."""
 
+    def is_adapter_on_base_of(self, other: Source) -> bool:
+        """Whether this is an adapter on the very weights that the other has, so that both can go on one copy."""
+        if self.adapter is None:
+            return False
+        here, there = Path(self.base), Path(other.base)
+        return self.base == other.base or (here.exists() and there.exists() and here.samefile(there))
+
+
+@dataclass(frozen=True)
+class Role:
+    """A part that a model plays in a run, and whose weights it is."""
+
+    name: str
+    text: str
+    """Whose weights these are, for people."""
+    source: Source
+    kind: str = POLICY
+    """`POLICY` or `REWARD_MODEL`: what it is loaded as."""
+    trains: bool = True
+    takes: bool = True
+    """Whether it takes memory of its own."""
+    copies: bool = False
+    """Whether it is a frozen copy of what trains."""
+
 
 def find_source(recipe: Recipe, trains: str) -> Source:
     """See what `model_name_or_path` names, and check a local folder before anything is loaded.

@@ -17,8 +17,11 @@ from rlhf_cli.redaction import hide_named
 
 POLICY = "policy"
 REWARD_MODEL = "reward model"
+"""What a model may be: one that answers, or the same trunk with one score for a head."""
 REFERENCE = "reference"
-"""The roles a model may have in a run."""
+VALUE = "value"
+REWARD = "reward"
+"""What else models are for in a run."""
 
 _NOT_THE_TRAINERS = frozenset({
     # rows come as tokens, and the model loaded
@@ -78,11 +81,23 @@ class Counts:
     tokens: int
     """In all examples, once."""
     loss_tokens: int | None
-    """Of these, tokens that carry loss; None where a text has one score."""
+    """Of these, tokens that carry loss; None where a text has one score, 0 where they are yet to be made."""
     longest: int
     """Tokens of the longest sequence."""
     sequences: int = 1
     """Sequences of an example: a pair has two."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How much there is to train."""
+
+    batch: int
+    """Examples an optimizer step sees, over all processes and accumulation; of rollouts, episodes of one."""
+    steps: int
+    steps_per_epoch: int
+    text: str
+    """The same for people."""
 
 
 @dataclass(frozen=True)
@@ -99,10 +114,9 @@ class Plan:
     machine: Machine
     train: Counts
     test: Counts | None
-    batch: int
-    """Examples an optimizer step sees, over all processes and accumulation."""
-    steps: int
-    steps_per_epoch: int
+    schedule: Schedule
+    roles: dict[str, str]
+    """Each part that a model plays, and whose weights it is."""
     memory: Memory
     """Of one device. An estimate."""
     disk_gib: dict[str, float]
@@ -112,7 +126,24 @@ class Plan:
 
     def as_json(self) -> dict[str, Any]:
         """The plan as a JSON object."""
-        return {**asdict(self), "output_dir": str(self.output_dir), "settings": self.public_settings()}
+        schedule = asdict(self.schedule)
+        facts = {key: value for key, value in asdict(self).items() if key != "schedule"}
+        return {**facts, **schedule, "output_dir": str(self.output_dir), "settings": self.public_settings()}
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps."""
+        return self.schedule.steps
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Of these, in one pass over the rows."""
+        return self.schedule.steps_per_epoch
+
+    @property
+    def batch(self) -> int:
+        """Examples of an optimizer step, or episodes of a rollout."""
+        return self.schedule.batch
 
     @property
     def members(self) -> int:
@@ -148,7 +179,7 @@ class Plan:
         if self.test:
             rows += f", {self.test.used:,} held out"
         packs = f" in {counts.examples:,} packs" if counts.examples != counts.used else ""
-        share = "" if counts.loss_tokens is None else f", {counts.loss_tokens / max(1, counts.tokens):.0%} with loss"
+        share = "" if not counts.loss_tokens else f", {counts.loss_tokens / max(1, counts.tokens):.0%} with loss"
         each = f", for each of {self.members} members" if self.members > 1 else ""
         parts = ", ".join(f"{name} {_gib(amount)}" for name, amount in self.memory.parts_gib.items())
         lines = [
@@ -157,7 +188,8 @@ class Plan:
                 "tokens",
                 f"{counts.tokens:,} an epoch{packs}{share}, longest {counts.longest:,}",
             ),
-            ("steps", f"{self.steps:,} of {self.batch} examples ({self.steps_per_epoch:,} an epoch){each}"),
+            ("steps", f"{self.schedule.text}{each}"),
+            *self.roles.items(),
             (
                 "machine",
                 f"{machine.name}, {machine.processes} process{'es' if machine.processes > 1 else ''}",
@@ -178,7 +210,7 @@ class Plan:
         return {key: value for key, value in self.settings.items() if key in fields and key not in _NOT_THE_TRAINERS}
 
 
-def make_plan(
+def make_plan(  # noqa: PLR0913 - what a plan is made of
     recipe: Recipe,
     decisions: Mapping[str, Decision],
     machine: Machine,
@@ -186,8 +218,10 @@ def make_plan(
     train: Counts,
     test: Counts | None,
     sizes: Mapping[str, ModelSize],
+    schedule: Schedule | None = None,
+    roles: Mapping[str, str] | None = None,
 ) -> Plan:
-    """Work out steps, batch and memory.
+    """Work out memory, and put the numbers of a run together.
 
     Args:
         recipe: What to train.
@@ -196,22 +230,15 @@ def make_plan(
         train: Counts of the training rows.
         test: Counts of the held-out rows.
         sizes: The models, by role; the first is the one that trains.
+        schedule: Of the run; None is that of training on examples.
+        roles: Whose weights each part is.
     """
+    schedule = schedule or schedule_examples(recipe, train, machine)
     settings = {**recipe.values, **{key: decision.value for key, decision in decisions.items()}}
 
     def value(key: str) -> Any:
         return settings[key] if key in settings else recipe[key]
 
-    accumulation = value("gradient_accumulation_steps")
-    per_step = value("per_device_train_batch_size") * machine.processes
-    if value("dataloader_drop_last") and train.examples < per_step:
-        raise RecipeError(
-            f"`dataloader_drop_last` drops all there is: {train.examples} examples, and a batch takes {per_step}",
-            where=recipe.where("dataloader_drop_last"),
-        )
-    batches = train.examples // per_step if value("dataloader_drop_last") else math.ceil(train.examples / per_step)
-    steps_per_epoch = max(1, math.ceil(batches / accumulation))
-    steps = value("max_steps") if value("max_steps") > 0 else math.ceil(value("num_train_epochs") * steps_per_epoch)
     longest = value("per_device_train_batch_size") * train.sequences * train.longest
     memory = estimate_memory(sizes, value, longest, device=machine.device)
     # Where memory runs out although the plan had room, the estimate was too low: then a fifth less is a change.
@@ -226,20 +253,42 @@ def make_plan(
         machine=machine,
         train=train,
         test=test,
-        batch=per_step * accumulation,
-        steps=steps,
-        steps_per_epoch=steps_per_epoch,
+        schedule=schedule,
+        roles=dict(roles or {}),
         memory=memory,
         disk_gib={
             name: amount * (settings.get("ensemble_size") or 1)
-            for name, amount in estimate_disk(sizes, value, steps=steps, steps_per_epoch=steps_per_epoch).items()
+            for name, amount in estimate_disk(
+                sizes, value, steps=schedule.steps, steps_per_epoch=schedule.steps_per_epoch
+            ).items()
         },
         smaller=smaller,
     )
 
 
+def schedule_examples(recipe: Recipe, train: Counts, machine: Machine) -> Schedule:
+    """The steps of training on examples, each once an epoch.
+
+    Raises:
+        RecipeError: when `dataloader_drop_last` drops all of them.
+    """
+    accumulation = recipe["gradient_accumulation_steps"]
+    per_step = recipe["per_device_train_batch_size"] * machine.processes
+    drops = recipe["dataloader_drop_last"]
+    if drops and train.examples < per_step:
+        raise RecipeError(
+            f"`dataloader_drop_last` drops all there is: {train.examples} examples, and a batch takes {per_step}",
+            where=recipe.where("dataloader_drop_last"),
+        )
+    batches = train.examples // per_step if drops else math.ceil(train.examples / per_step)
+    steps_per_epoch = max(1, math.ceil(batches / accumulation))
+    steps = recipe["max_steps"] if recipe["max_steps"] > 0 else math.ceil(recipe["num_train_epochs"] * steps_per_epoch)
+    batch = per_step * accumulation
+    return Schedule(batch, steps, steps_per_epoch, f"{steps:,} of {batch} examples ({steps_per_epoch:,} an epoch)")
+
+
 def _why_masked(counts: Counts) -> str:
-    return "longer than `max_length`" if counts.loss_tokens is None else "without loss"
+    return "without loss" if counts.loss_tokens else "longer than `max_length`"
 
 
 def _beyond(recipe: Recipe) -> str:

@@ -79,7 +79,7 @@ def prepare(recipe: Recipe, method: Method) -> Prepared:
         dtype = decisions["dtype"].value if "dtype" in decisions else recipe["dtype"]
         batch = _longest_batch(recipe, decisions, machine, material.train.counts)
         roles = method.roles(recipe, source)
-        sizes = {role: measure_model(recipe, source, role, str(dtype), batch) for role in roles}
+        sizes = {role.name: measure_model(recipe, role, str(dtype), batch) for role in roles if role.takes}
     plan = make_plan(
         recipe,
         decisions,
@@ -87,6 +87,8 @@ def prepare(recipe: Recipe, method: Method) -> Prepared:
         train=material.train.counts,
         test=material.test.counts if material.test else None,
         sizes=sizes,
+        schedule=method.schedule(recipe, material.train.counts, machine),
+        roles={role.name: role.text for role in roles},
     )
     with quietly():
         config = try_config(recipe, method, plan)

@@ -224,6 +224,34 @@ def render_answer(
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
+def render_prompt(
+    tokenizer: PreTrainedTokenizerBase, prompt: str | Messages, *, beside: Mapping[str, Any] | None = None
+) -> list[int]:
+    """A prompt as a policy reads it before it answers, with the special tokens that it had in training.
+
+    Args:
+        tokenizer: Of the policy, with a chat template.
+        prompt: Text, which is continued, or messages, which are answered.
+        beside: `tools` and `chat_template_kwargs` of the row.
+
+    Returns:
+        Tokens.
+
+    Raises:
+        BadRow: when the chat template refuses the conversation.
+    """
+    if isinstance(prompt, str):
+        text = (str(tokenizer.bos_token) if _starts_with_bos(tokenizer) else "") + prompt
+    else:
+        with _explained_template():
+            text = str(
+                tokenizer.apply_chat_template(
+                    list(prompt), add_generation_prompt=True, tokenize=False, **_beside(beside or {})
+                )
+            )
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
 def make_renderer(
     tokenizer: PreTrainedTokenizerBase, *, assistant_only: bool, completion_only: bool | None
 ) -> Renderer:

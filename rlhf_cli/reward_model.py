@@ -42,7 +42,8 @@ class RewardModel:
     """A reward model ready to score; an ensemble is one base with several adapters."""
 
     name: str
-    model: PreTrainedModel | PeftModel
+    model: Any
+    """A PreTrainedModel or PeftModel, or what is called like one."""
     tokenizer: PreTrainedTokenizerBase
     adapters: tuple[str, ...]
     """Names of the members' adapters; empty where the weights themselves were trained."""
@@ -79,19 +80,20 @@ class RewardModel:
             raise BadRow(f"it has {len(tokens)} tokens, and the model reads {limit}")
         return tokens
 
-    def score(self, texts: Sequence[Sequence[int]]) -> Scores:
-        """Score token sequences; the processes of a run share the work.
+    def score(self, texts: Sequence[Sequence[int]], *, shared: bool = True) -> Scores:
+        """Score token sequences.
 
         Args:
             texts: As `render` gives them.
+            shared: Whether all processes of a run have the same texts, and share the work.
 
         Returns:
             Shape (texts, members).
         """
-        longest_first = sorted(range(len(texts)), key=lambda index: -len(texts[index]))
-        mine = own_part(longest_first)
+        order = sorted(range(len(texts)), key=lambda index: -len(texts[index]))
         scores = np.empty((len(texts), self.members), dtype=np.float32)
-        for index, values in gather_parts(list(self._score_batches(texts, mine))):
+        done = self._score_batches(texts, own_part(order) if shared else order)
+        for index, values in gather_parts(list(done)) if shared else done:
             scores[index] = values
         return scores
 
@@ -100,7 +102,7 @@ class RewardModel:
         batches = [order[start:end] for start, end in pairwise(_bounds([len(texts[index]) for index in order], budget))]
         columns = []
         for adapter in self.adapters or (None,):
-            if adapter is not None and isinstance(self.model, PeftModel):
+            if adapter is not None:
                 self.model.set_adapter(adapter)
             columns.append([score for batch in batches for score in self._score_batch([texts[i] for i in batch])])
         for row, index in enumerate(order):
@@ -175,7 +177,7 @@ def load_reward_model(
         text_config.pad_token_id = tokenizer.pad_token_id
     loaded = RewardModel(name, model.eval(), tokenizer, adapters, stamp, getattr(torch, compute), machine.device)
     if stamp and making is None:
-        _refuse_other(loaded)
+        refuse_other(loaded)
     return loaded
 
 
@@ -287,7 +289,7 @@ def _tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     ).hexdigest()
 
 
-def _refuse_other(loaded: RewardModel) -> None:
+def refuse_other(loaded: RewardModel) -> None:
     """Refuse a model that is not what its stamp says."""
     now = identify(loaded.name, loaded.tokenizer, revision=loaded.stamp.get("revision", "main"))
     says = {

@@ -192,6 +192,11 @@ def prompt_of(row: Row) -> Row:
     return {"prompt": turns, **kept_beside(row)}
 
 
+def as_user(text: str) -> dict[str, Any]:
+    """A text as the turn of a user."""
+    return {"role": "user", "content": text}
+
+
 def prompt_text(row: Row) -> str:
     """What is asked: the text of the prompt, or of the turns before the first answer, without the system's."""
     prompt: Any = row.get("prompt", row.get("messages", ""))

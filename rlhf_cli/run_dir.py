@@ -69,6 +69,10 @@ class RunDir:
         """Locked while a process trains here."""
         return self.own / "lock"
 
+    def samples_file(self, step: int) -> Path:
+        """Answers to the held-out prompts after a step."""
+        return self.own / "samples" / f"step-{step}.parquet"
+
     def rank_log(self, rank: int) -> Path:
         """What a process other than the first has said."""
         return self.own / "logs" / f"rank-{rank}.log"

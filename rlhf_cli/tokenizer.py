@@ -64,7 +64,7 @@ def _pad_apart(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> None:
     """
     if tokenizer.pad_token_id != tokenizer.eos_token_id:
         return
-    if recipe["pad_token"] is not None:
+    if recipe.get("pad_token") is not None:
         raise RecipeError(
             f"`pad_token` is `{tokenizer.pad_token}`, which ends every text, so the score would be read before it",
             where=recipe.where("pad_token"),

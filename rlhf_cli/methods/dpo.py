@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rlhf_cli.methods.base import Method
+from rlhf_cli.methods.base import Method, reference, trained
+from rlhf_cli.model_source import Role
 from rlhf_cli.plan import POLICY, REFERENCE
 from rlhf_cli.rows import PREFERENCE
 
@@ -62,10 +63,12 @@ def build_trainer(config: TrainingArguments, loaded: Loaded, data: Encodings) ->
     return DPOTrainer(config, loaded, data)
 
 
-def roles(recipe: Recipe, source: Source) -> tuple[str, ...]:
-    """The policy, and a copy of what trains of it, unless that is an adapter at its beginning, which can be off."""
-    needs_copy = bool(source.adapter) or not (recipe["use_peft"] or recipe["precompute_ref_log_probs"])
-    return (POLICY, REFERENCE) if needs_copy else (POLICY,)
+def roles(recipe: Recipe, source: Source) -> tuple[Role, ...]:
+    """The policy, and its reference: a copy of what trains, or the base below an adapter at its beginning."""
+    policy = trained(POLICY, recipe, source)
+    if not source.adapter and recipe["precompute_ref_log_probs"]:
+        return policy, Role(REFERENCE, "its log-probabilities are computed before training", source, takes=False)
+    return policy, reference(recipe, source)
 
 
 _LOSSES = [

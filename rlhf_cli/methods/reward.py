@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rlhf_cli.gates import GATES
-from rlhf_cli.methods.base import Method
+from rlhf_cli.methods.base import Method, trained
+from rlhf_cli.model_source import Role
 from rlhf_cli.plan import REWARD_MODEL
 from rlhf_cli.rows import PREFERENCE
 
@@ -68,9 +69,9 @@ def build_trainer(config: TrainingArguments, loaded: Loaded, data: Encodings) ->
     )
 
 
-def roles(recipe: Recipe, source: Source) -> tuple[str, ...]:
+def roles(recipe: Recipe, source: Source) -> tuple[Role, ...]:
     """One model, with a score for a head."""
-    return (REWARD_MODEL,)
+    return (trained(REWARD_MODEL, recipe, source),)
 
 
 METHOD = Method(

@@ -24,6 +24,7 @@ from rlhf_cli.demo.tiny import build_tiny_model
 from rlhf_cli.machine import quietly
 from rlhf_cli.measure import Batch, measure_model
 from rlhf_cli.methods import METHODS
+from rlhf_cli.methods.base import trained
 from rlhf_cli.models import load_model
 from rlhf_cli.plan import POLICY
 from rlhf_cli.prepare import prepare
@@ -104,7 +105,7 @@ def test_attention_and_arguments_reach_the_model(
     model = load_model(recipe, prepared.plan, prepared.material.source, prepared.material.tokenizer).model
     assert model.config._attn_implementation == attention
     assert len(model.model.layers) == 1
-    size = measure_model(recipe, prepared.material.source, POLICY, "float32", BATCH)
+    size = measure_model(recipe, trained(POLICY, recipe, prepared.material.source), "float32", BATCH)
     assert size.trainable == sum(parameter.numel() for parameter in model.parameters())
     assert size.layers == 1
 
@@ -120,7 +121,7 @@ def test_quantised_weights_are_planned_as_large_as_they_are(
     prepared = prepare(recipe, METHODS[0])
     model = load_model(recipe, prepared.plan, prepared.material.source, prepared.material.tokenizer).model
     frozen = sum(p.numel() * p.element_size() for p in model.parameters() if not p.requires_grad)
-    planned = measure_model(recipe, prepared.material.source, POLICY, "bfloat16", BATCH).frozen_bytes
+    planned = measure_model(recipe, trained(POLICY, recipe, prepared.material.source), "bfloat16", BATCH).frozen_bytes
     # The scales of the blocks are no parameters: up to an eighth on top.
     assert frozen <= planned <= 1.15 * frozen
 
