@@ -115,7 +115,7 @@ def load_model(recipe: Recipe, plan: Plan, source: Source, tokenizer: PreTrained
 
 def load_base(recipe: Recipe, plan: Plan, source: Source) -> PreTrainedModel:
     """The weights alone, without an adapter."""
-    keys = model_keys(recipe, {"dtype": plan.setting("dtype")})
+    keys = model_keys(recipe, {key: plan.setting(key) for key in ("dtype", "attn_implementation")})
     return load_weights(
         source.base,
         plan.trains,

@@ -73,13 +73,15 @@ def prepare(recipe: Recipe, method: Method) -> Prepared:
     source = find_source(recipe, method.trains)
     adapts = bool(recipe["use_peft"] or source.adapter)
     decisions = decide(recipe, machine, method.defaults, adapts=adapts)
+    decisions |= {key: decision for key, decision in method.decide(recipe, machine).items() if key not in recipe}
     run = RunDir(output_dir_of(recipe), find_secrets(recipe.values))
     with quietly():
         material = gather(recipe, method, source)
         dtype = decisions["dtype"].value if "dtype" in decisions else recipe["dtype"]
         batch = _longest_batch(recipe, decisions, machine, material.train.counts)
+        filled = recipe.with_defaults({key: decision.value for key, decision in decisions.items()})
         roles = method.roles(recipe, source)
-        sizes = {role.name: measure_model(recipe, role, str(dtype), batch) for role in roles if role.takes}
+        sizes = {role.name: measure_model(filled, role, str(dtype), batch) for role in roles if role.takes}
     plan = make_plan(
         recipe,
         decisions,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -58,11 +57,18 @@ class RewardModel:
         return max(1, len(self.adapters))
 
     def render(
-        self, prompt: Any, response: Any, *, beside: Mapping[str, Any] | None = None, finished: bool = True
+        self,
+        prompt: Any,
+        response: Any,
+        *,
+        beside: Mapping[str, Any] | None = None,
+        finished: bool = True,
+        cuts: bool = False,
     ) -> list[int]:
         """A prompt and a response as this model was trained to read them.
 
-        A text given to a model of conversations is the turn of a user, and its response the assistant's.
+        A text given to a model of conversations is the turn of a user, and its response the assistant's. With `cuts`
+        what is longer than the model reads loses its beginning, else it is refused.
 
         Raises:
             BadRow: when a conversation is given to a model of plain texts, or the chat template refuses it.
@@ -76,6 +82,8 @@ class RewardModel:
             raise BadRow("the reward model was trained on plain texts, and this is a conversation")
         tokens = render_answer(self.tokenizer, prompt, response, beside=beside, finished=finished)
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        if cuts and limit is not None:
+            return tokens[-limit:]
         if limit is not None and len(tokens) > limit:
             raise BadRow(f"it has {len(tokens)} tokens, and the model reads {limit}")
         return tokens
@@ -116,7 +124,8 @@ class RewardModel:
             input_ids[row, : len(text)] = torch.as_tensor(text)
             attention_mask[row, : len(text)] = 1
         reduced = self.compute != torch.float32
-        autocast = torch.autocast(self.device, dtype=self.compute) if reduced else contextlib.nullcontext()
+        # Where it is off it is switched off, since it may be asked inside of another one.
+        autocast = torch.autocast(self.device, dtype=self.compute if reduced else torch.bfloat16, enabled=reduced)
         with torch.inference_mode(), autocast:
             output = self.model(
                 input_ids=input_ids.to(self.device), attention_mask=attention_mask.to(self.device), use_cache=False
@@ -332,12 +341,19 @@ class Scale:
         )
 
 
-def measure_scale(model: RewardModel) -> Scale | None:
-    """Score the stored answers again, since another quantisation shifts scores; None where none are stored."""
+def score_stored_answers(model: RewardModel) -> Scores | None:
+    """Scores of the answers stored with it, shape (answers, members); None where none are."""
     file = RunDir(Path(model.name)).stored_answers
-    if not file.exists() or "scores" not in model.stamp:
+    if not file.exists():
         return None
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    scores = model.score([model.render(row["prompt"], row["response"], beside=row) for row in rows]).mean(axis=1)
-    stamped = model.stamp["scores"]
+    return model.score([model.render(row["prompt"], row["response"], beside=row) for row in rows])
+
+
+def measure_scale(model: RewardModel) -> Scale | None:
+    """Score the stored answers again, since another quantisation shifts scores; None where none are stored."""
+    scores = score_stored_answers(model)
+    if scores is None or "scores" not in model.stamp:
+        return None
+    stamped, scores = model.stamp["scores"], scores.mean(axis=1)
     return Scale(float(scores.mean()), float(scores.std()), stamped["mean"], stamped["std"])

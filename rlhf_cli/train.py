@@ -233,7 +233,7 @@ def _save(trainer: Trainer, prepared: Prepared) -> None:
     if prepared.material.test is not None:
         # An evaluation of the last step holds, unless another step's model was put in its place.
         changed = trainer.args.load_best_model_at_end
-        done = [entry for entry in history if entry["step"] == step and "eval_loss" in entry and not changed]
+        done = [entry for entry in history if entry["step"] == step and "eval_runtime" in entry and not changed]
         results = {key: value for key, value in (done[-1] if done else trainer.evaluate()).items() if key != "step"}
         trainer.save_metrics("eval", results)
     trainer.save_state()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlhf_cli.command import Command
 from rlhf_cli.model_source import Role, Source
-from rlhf_cli.plan import POLICY, REFERENCE, Counts, Machine, Plan, Schedule, schedule_examples
+from rlhf_cli.plan import POLICY, REFERENCE, Counts, Decision, Machine, Plan, Schedule, schedule_examples
 from rlhf_cli.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
     from rlhf_cli.data import Encoded, Encodings
     from rlhf_cli.models import Loaded
+
+
+def _nothing_more(recipe: Recipe, machine: Machine) -> Mapping[str, Decision]:
+    return {}
 
 
 def _trained_alone(recipe: Recipe, source: Source) -> tuple[Role, ...]:
@@ -54,6 +58,8 @@ class Method(Command):
     """The trainer, ready to train."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """Changes of TRL's defaults, for keys that the recipe leaves out; printed at the start of a run."""
+    decide: Callable[[Recipe, Machine], Mapping[str, Decision]] = _nothing_more
+    """What it decides for keys that the recipe leaves out, by what it runs on; wins over what others would decide."""
     trains: str = POLICY
     """What comes out: a policy, or a reward model, which has a score for a head."""
     roles: Callable[[Recipe, Source], tuple[Role, ...]] = _trained_alone

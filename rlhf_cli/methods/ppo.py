@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rlhf_cli.errors import RecipeError
 from rlhf_cli.methods.base import Method, reference, trained
 from rlhf_cli.model_source import Role, look_into
-from rlhf_cli.plan import POLICY, REWARD, REWARD_MODEL, VALUE, Counts, Machine, Schedule
+from rlhf_cli.plan import POLICY, REWARD, REWARD_MODEL, VALUE, Counts, Decision, Machine, Schedule
 from rlhf_cli.rows import PROMPT
 
 if TYPE_CHECKING:
@@ -40,10 +40,14 @@ def encode(rows: Dataset, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, sp
 
 
 def build_config(plan: Plan) -> TrainingArguments:
-    """What the PPOTrainer is told."""
+    """What the PPOTrainer is told; and whether there are the functions that it is to ask."""
     from rlhf_cli.ppo.config import PPOConfig
+    from rlhf_cli.ppo.rewards import load_function
 
-    return PPOConfig(**plan.arguments(PPOConfig))
+    config = PPOConfig(**plan.arguments(PPOConfig))
+    for name in as_list(config.reward_funcs):
+        load_function(name)
+    return config
 
 
 def build_trainer(config: TrainingArguments, loaded: Loaded, data: Encodings) -> Trainer:
@@ -106,8 +110,20 @@ def schedule(recipe: Recipe, train: Counts, machine: Machine) -> Schedule:
     return Schedule(batch, steps, max(1, -(-train.examples // batch)) * steps_each, text)
 
 
+def decide(recipe: Recipe, machine: Machine) -> dict[str, Decision]:
+    """On a CPU, what makes rollouts fast: a policy answers a token at a time, and casts all its weights for each."""
+    in_bf16 = machine.bf16 and (recipe["bf16"] or "bf16" not in recipe)
+    if machine.device != "cpu" or not in_bf16 or recipe["load_in_4bit"]:
+        return {}
+    found = {"attn_implementation": Decision("eager", "on a CPU the quicker one at a response's length")}
+    if recipe["use_peft"] or look_into(str(recipe["model_name_or_path"])).adapter:
+        found["dtype"] = Decision("bfloat16", "frozen weights are not cast for every token of a response")
+    return found
+
+
 _POSITIVE, _NOT_NEGATIVE, _COUNT = {"exclusiveMinimum": 0}, {"minimum": 0}, {"minimum": 1}
 _CLIP = {"exclusiveMinimum": 0, "maximum": 1}
+_FAULTS = ("ratio", "clip_fraction", "entropy", "eos", "length", "repetition", "value")
 _METRICS = ["reward", "gain", "eval_reward", "eval_gain"]
 
 
@@ -127,6 +143,7 @@ METHOD = Method(
     encode=encode,
     build_config=build_config,
     build_trainer=build_trainer,
+    decide=decide,
     roles=roles,
     schedule=schedule,
     required=(("model_name_or_path",), ("dataset_name", "datasets"), ("reward_model_path", "reward_funcs")),
@@ -167,6 +184,7 @@ METHOD = Method(
             "x-fix": "k1: as part of a reward, k3 has another gradient than the KL; it is logged as `objective/kl_k3`"
         },
         "metric_for_best_model": {"enum": [*_METRICS, None]},
+        "ignore_data_skip": {"enum": [False]},
     },
     rules=(
         {
@@ -184,10 +202,18 @@ METHOD = Method(
             "message": "`kl_coef: 0` does without a reference, so there is no KL to stop at",
             "fix": "set `kl_coef: 1e-6` to measure it all but for free",
         },
+        *(
+            {
+                "when": {"metric_for_best_model": metric, "kl_coef": 0.0},
+                "message": "the gain is over the reference, and `kl_coef: 0` does without one",
+                "fix": "set `metric_for_best_model: reward`",
+            }
+            for metric in ("gain", "eval_gain")
+        ),
         {
-            "when": {"metric_for_best_model": "gain", "kl_coef": 0.0},
-            "message": "the gain is over the reference, and `kl_coef: 0` does without one",
-            "fix": "set `metric_for_best_model: reward`",
+            "when": {"fp16": True, "target_kl": "*"},
+            "message": "`target_kl` leaves steps out, which the loss scaling of `fp16` does not know",
+            "fix": "use `bf16`",
         },
         *_unread(
             ("reward_ensemble", "reward_std_coef", "normalize_rewards"),
@@ -197,6 +223,15 @@ METHOD = Method(
         *_unread(("missing_eos_penalty",), {"stop_token": None, "stop_token_id": None}, "nothing ends a response"),
     ),
     keys={
+        "guards": {
+            "type": "object",
+            "additionalProperties": False,
+            "properties": {name: {"enum": ["stop", "warn", "off"]} for name in ("nan", *_FAULTS)},
+            "default": {},
+            "description": "What to do when training goes wrong: stop (exit code 6), warn or off. `nan`, a loss or "
+            "gradient that is not finite, stops unless told otherwise; the others warn when they last for three "
+            "rollouts. `stop_at_kl` is the budget of KL.",
+        },
         "lora_task_type": {
             "enum": ["CAUSAL_LM"],
             "default": "CAUSAL_LM",

@@ -22,7 +22,7 @@ from rlhf_cli.ppo.rewards import ModelReward, Reward, load_function
 from rlhf_cli.ppo.samples import SampleWriter
 from rlhf_cli.ppo.shared_reward import share_base
 from rlhf_cli.ppo.trainer import PPOTrainer
-from rlhf_cli.reward_model import RewardModel, load_reward_model
+from rlhf_cli.reward_model import RewardModel, load_reward_model, measure_scale
 from rlhf_cli.run_dir import RunDir
 from rlhf_cli.terminal import say
 
@@ -38,21 +38,20 @@ def assemble(config: PPOConfig, loaded: Loaded, data: Encodings) -> PPOTrainer:
     Raises:
         RecipeError: when a reward cannot be had.
     """
-    functions = [load_function(name) for name in _names(config.reward_funcs)]
     paths = _names(config.reward_model_path)
     critic = _begin_critic(config, loaded, paths) if config.value_model == "separate" else None
     model = PolicyWithValue(loaded.model, critic=critic.trunk if critic else None, temperature=config.temperature)
     if critic is not None:
         critic.give_head(model)
+    model.to(config.device)  # before the rewards ask where it is
     models = [_load_reward_model(config, loaded, model, path) for path in paths]
     names = _told_apart(paths)
-    rewards: list[Reward] = [
-        *(ModelReward(each, config, name=name) for each, name in zip(models, names, strict=True)),
-        *functions,
-    ]
-    for reward in rewards:
-        if isinstance(reward, ModelReward) and reward.scale is not None:
-            say(f"{reward.name}: {reward.scale.as_text()}")
+    judges = [ModelReward(each, config, name=name) for each, name in zip(models, names, strict=True)]
+    for judge in judges if config.normalize_rewards else []:
+        scale = measure_scale(judge.model)
+        say(f"{judge.name}: {scale.as_text() if scale else 'no stored answers to bring its scores to a scale by'}")
+    rewards: list[Reward] = [*judges]
+    rewards += [load_function(name) for name in _names(config.reward_funcs)]
     trainer = PPOTrainer(
         model,
         config,
@@ -63,7 +62,7 @@ def assemble(config: PPOConfig, loaded: Loaded, data: Encodings) -> PPOTrainer:
         continues=loaded.source.adapter is not None,
     )
     run = RunDir(Path(config.output_dir))
-    trainer.add_callback(PPOGuards(run, config))
+    trainer.add_callback(PPOGuards(run, config, config.guards))
     trainer.add_callback(SampleWriter(run))
     return trainer
 
@@ -83,7 +82,8 @@ def _load_reward_model(config: PPOConfig, loaded: Loaded, model: PolicyWithValue
     computes = torch.bfloat16 if config.bf16 else torch.float32
     if isinstance(loaded.model, PeftModel) and look_into(path).is_adapter_on_base_of(loaded.source):
         return share_base(path, model, compute=computes)
-    found = load_reward_model(path, detect_machine(use_cpu=config.use_cpu))
+    machine, trusts = detect_machine(use_cpu=config.use_cpu), config.trust_remote_code
+    found = load_reward_model(path, machine, trust_remote_code=trusts)
     found.model.requires_grad_(False)
     return found
 
@@ -102,14 +102,20 @@ class _Critic:
             return
         with torch.no_grad():
             model.value_head.weight.copy_(self._head.weight / self._std)
-            bias = self._head.bias if self._head.bias is not None else 0.0
-            model.value_head.bias.copy_((torch.zeros(1) + bias - self._mean) / self._std)
+            bias = self._head.bias if self._head.bias is not None else torch.zeros(1)
+            model.value_head.bias.copy_((bias - self._mean) / self._std)
 
 
 def _begin_critic(config: PPOConfig, loaded: Loaded, paths: list[str]) -> _Critic:
+    if isinstance(loaded.model, PeftModel):
+        raise RecipeError(
+            "a separate value model trains all its weights, beside which an adapter saves nothing",
+            hint="use `value_model: shared`, a head on the policy's trunk",
+        )
     if not paths:
         return _Critic(copy.deepcopy(loaded.model.base_model), None, {})
-    start = load_reward_model(paths[0], detect_machine(use_cpu=config.use_cpu), quantisation={})
+    machine, trusts = detect_machine(use_cpu=config.use_cpu), config.trust_remote_code
+    start = load_reward_model(paths[0], machine, quantisation={}, trust_remote_code=trusts)
     if start.tokenizer.get_vocab() != loaded.tokenizer.get_vocab():
         raise RecipeError(
             f"the value model would begin as `{paths[0]}`, whose tokenizer is not the policy's",

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from transformers import TrainingArguments
+from transformers import IntervalStrategy, TrainingArguments
 
 from rlhf_cli.errors import EnvironmentFault
 
@@ -41,6 +41,7 @@ class PPOConfig(TrainingArguments):
     dataset_num_proc: int | None = _key(None, "Processes that turn rows into tokens.")
     model_init_kwargs: dict[str, Any] | str | None = _key(None, "More arguments of `from_pretrained`.")
     trust_remote_code: bool = _key(False, "Whether code that comes with a model may run.")
+    guards: dict[str, str] | None = _key(None, "What to do when training goes wrong, by the name of the fault.")
     # --- episodes ---
     total_episodes: int | None = _key(
         None,
@@ -110,7 +111,13 @@ class PPOConfig(TrainingArguments):
     def __post_init__(self) -> None:
         if self.logging_steps is None:
             self.logging_steps = self.steps_a_rollout
+        if self.ddp_find_unused_parameters is None:
+            self.ddp_find_unused_parameters = False
+        if self.metric_for_best_model is None and (self.load_best_model_at_end or self.save_strategy == "best"):
+            self.metric_for_best_model = "eval_reward"
         super().__post_init__()
+        if self.fp16 and self.target_kl is not None:
+            raise ValueError("`target_kl` leaves steps out, which the loss scaling of `fp16` does not know; use `bf16`")
         if self.temperature <= 0:
             raise ValueError("`temperature` must be above 0: PPO learns from samples, and at 0 there is one answer")
         for name, variable in (("FSDP", "ACCELERATE_USE_FSDP"), ("DeepSpeed", "ACCELERATE_USE_DEEPSPEED")):
@@ -128,11 +135,19 @@ class PPOConfig(TrainingArguments):
     @property
     def local_episodes(self) -> int:
         """Episodes of a rollout that one process makes."""
-        return self.per_device_train_batch_size * self.gradient_accumulation_steps * self.num_mini_batches
+        return int(self.per_device_train_batch_size * self.gradient_accumulation_steps * self.num_mini_batches)
 
-    def rollouts(self, prompts: int, processes: int) -> int:
-        """How many rollouts there are, from `max_steps`, `total_episodes` or `num_train_epochs`."""
-        if self.max_steps > 0:
-            return -(-self.max_steps // self.steps_a_rollout)
-        episodes = self.total_episodes or int(self.num_train_epochs * prompts)
-        return max(1, -(-episodes // (self.local_episodes * processes)))
+    def settle(self, prompts: int, processes: int) -> None:
+        """Give what depends on the number of prompts: `max_steps`, and steps for what is done every epoch.
+
+        To the Trainer the whole run is one epoch, since prompts are drawn for rollouts, and not for steps.
+        """
+        episodes = self.local_episodes * processes
+        if self.max_steps <= 0:
+            wanted = self.total_episodes or int(self.num_train_epochs * prompts)
+            self.max_steps = max(1, -(-wanted // episodes)) * self.steps_a_rollout
+        an_epoch = max(1, -(-prompts // episodes)) * self.steps_a_rollout
+        for event in ("save", "eval", "logging"):
+            if getattr(self, f"{event}_strategy") == IntervalStrategy.EPOCH:
+                setattr(self, f"{event}_strategy", type(getattr(self, f"{event}_strategy"))("steps"))
+                setattr(self, f"{event}_steps", an_epoch)

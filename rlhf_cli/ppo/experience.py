@@ -14,6 +14,7 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf_cli.errors import UserError
 from rlhf_cli.machine import gather_parts, own_part, total_memory
 from rlhf_cli.ppo import math
 from rlhf_cli.ppo.config import PPOConfig
@@ -79,9 +80,8 @@ class Experience:
             mine = self._answer(prompts, wanted, greedy=False)
             with self._timed("score"):
                 self._score(mine)
-            with self._timed("reward"):
-                self._reward(mine, prompts)
-        episodes = sorted(gather_parts(mine), key=lambda episode: episode.number)
+        with self._timed("reward"):
+            episodes = self._reward(mine, prompts)
         rollout = Rollout(number, episodes)
         self._estimate(rollout, kl_coef)
         return rollout
@@ -101,8 +101,8 @@ class Experience:
             else:
                 mine = self._answer(prompts, wanted, greedy=True)
                 self._score(mine)
-            self._reward(mine, prompts)
-        return sorted(gather_parts(mine), key=lambda episode: episode.number)
+        judged: list[Episode] = self._reward(mine, prompts)
+        return judged
 
     @contextmanager
     def _thinking(self) -> Iterator[None]:
@@ -177,7 +177,23 @@ class Experience:
                 for episode, own in zip(part, values.float().cpu().split(sizes), strict=True):
                     setattr(episode, name, own.numpy())
 
-    def _reward(self, episodes: Sequence[Episode], prompts: Dataset) -> None:
+    @torch.no_grad()
+    def _reward(self, episodes: Sequence[Episode], prompts: Dataset) -> list[Episode]:
+        """Judge this process's episodes; those of all processes come back, in order.
+
+        A reward that fails in one process is told in all of them, else they would wait for it.
+        """
+        fault: UserError | None = None
+        try:
+            self._judge(episodes, prompts)
+        except UserError as error:
+            fault = error
+        for found in gather_parts([fault]):
+            if found is not None:
+                raise found
+        return sorted(gather_parts(list(episodes)), key=lambda episode: episode.number)
+
+    def _judge(self, episodes: Sequence[Episode], prompts: Dataset) -> None:
         rows = prompts.select([episode.prompt for episode in episodes])
         answers = [
             Answer(row["prompt"], episode.text, episode.response_ids, episode.finished, row["columns"] or {})
@@ -302,4 +318,4 @@ def sequences_at_once(model: PolicyWithValue, prompt: int, response: int) -> int
     cache_bytes = 2 * text.num_hidden_layers * heads * width * 4 * (prompt + response)
     by_cache = int(0.2 * total_memory(model.device)) // cache_bytes
     by_prefill = 4 * _BATCH_TOKENS.get(model.device.type, _BATCH_TOKENS["cpu"]) // prompt
-    return max(1, min(by_cache, by_prefill))
+    return max(1, int(min(by_cache, by_prefill)))

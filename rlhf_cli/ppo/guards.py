@@ -26,6 +26,8 @@ class Watched:
     fault: Callable[[Metrics, Metrics], str | None]
     """Of the metrics now and those of the first rollout: what is wrong, or None."""
     hint: str
+    after: int = 0
+    """Rollouts at the beginning that are not looked at."""
 
 
 def _above(name: str, limit: float, what: str) -> Callable[[Metrics, Metrics], str | None]:
@@ -90,6 +92,7 @@ WATCHED: dict[str, Watched] = {
             "val/explained_var", 0.0, "the value explains {:.2f} of the returns' variance, which is worse than none"
         ),
         "set `value_warmup_rollouts` or `value_learning_rate`, or widen `cliprange_value`",
+        after=10,  # a new head begins with nothing
     ),
 }
 """By the names that `guards` of a recipe gives them."""
@@ -106,6 +109,17 @@ class PPOGuards(TrainerCallback):
         self._first: Metrics | None = None
         self._lasting: dict[str, int] = {}
         self._warned: set[str] = set()
+        self._seen = 0
+
+    @property
+    def kept(self) -> dict[str, Any]:
+        """What a resumed run goes on from."""
+        return {"first": self._first, "lasting": self._lasting, "warned": sorted(self._warned), "seen": self._seen}
+
+    @kept.setter
+    def kept(self, kept: Mapping[str, Any]) -> None:
+        self._first, self._lasting, self._seen = kept["first"], dict(kept["lasting"]), kept["seen"]
+        self._warned = set(kept["warned"])
 
     def on_rollout(
         self, args: PPOConfig, state: TrainerState, control: TrainerControl, *, metrics: Metrics, **_: Any
@@ -122,14 +136,16 @@ class PPOGuards(TrainerCallback):
                 f"step {state.global_step + 1}",
                 hint=self._advice(state, "raise `kl_coef` or lower `learning_rate` to go further within it"),
             )
+        self._seen += 1
         if self._first is None:
-            self._first = metrics
+            self._first = dict(metrics)
         for name, watched in WATCHED.items():
             self._look(name, watched, metrics, state)
 
     def _look(self, name: str, watched: Watched, metrics: Metrics, state: TrainerState) -> None:
         reaction = self.reactions.get(name, "warn")
-        fault = None if reaction == "off" else watched.fault(metrics, self._first or metrics)
+        ignored = reaction == "off" or self._seen <= watched.after
+        fault = None if ignored else watched.fault(metrics, self._first or metrics)
         self._lasting[name] = self._lasting.get(name, 0) + 1 if fault else 0
         if fault is None or self._lasting[name] < PATIENCE:
             return

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
@@ -48,7 +48,9 @@ def make_batch(
     lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
     input_ids = torch.zeros(len(lengths), max(lengths), dtype=torch.long)
     attention_mask = torch.zeros_like(input_ids)
-    rows, columns, targets = [], [], []
+    rows: list[int] = []
+    columns: list[int] = []
+    targets: list[int] = []
     for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
         input_ids[row, : lengths[row]] = torch.tensor([*prompt, *response])
         attention_mask[row, : lengths[row]] = 1
@@ -87,7 +89,9 @@ class PolicyWithValue(nn.Module):
         self.policy = policy
         self.critic = critic
         self.temperature = temperature
-        width = self.config.get_text_config().hidden_size
+        width = (critic or policy).config.get_text_config().hidden_size
+        self.holds_trunk = False
+        """Whether the value loss leaves the policy's trunk as it is."""
         # Zeros: no advantage is made up before a reward is seen (Ziegler et al. 2019, lm-human-preferences).
         self.value_head = nn.Linear(width, 1, device=policy.device, dtype=torch.float32)
         nn.init.zeros_(self.value_head.weight)
@@ -130,6 +134,8 @@ class PolicyWithValue(nn.Module):
         log_probs, entropy = token_log_probs(self.causal, hidden, targets, self.temperature)
         if self.critic is not None:
             hidden = self._hidden(self.critic, input_ids, attention_mask, rows, columns)
+        elif self.holds_trunk:
+            hidden = hidden.detach()
         with torch.autocast(hidden.device.type, enabled=False):
             values = self.value_head(hidden.float()).squeeze(-1)
         return log_probs, entropy, values
@@ -239,22 +245,22 @@ def refuse_unusable_adapter(policy: nn.Module) -> None:
 
 
 def disable_dropout(model: nn.Module) -> None:
-    """Set every dropout to 0, also those that attention takes from an attribute: else the first ratio is not 1."""
+    """Set every dropout to 0, also those that are numbers of a module, so that one policy has one ratio: 1."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0
+        for name, value in vars(module).items():
+            if isinstance(value, float) and ("dropout" in name or "layerdrop" in name):
+                setattr(module, name, 0.0)
 
 
 def copy_adapter(policy: PeftModel, name: str) -> None:
     """A frozen copy of the active adapter under another name."""
     own = policy.active_adapter
-    config = policy.peft_config[own]
-    policy.add_adapter(name, config)
-    values = dict(policy.named_parameters())
-    for key, parameter in values.items():
-        if f".{name}." in key:
-            parameter.data = values[key.replace(f".{name}.", f".{own}.")].data.clone()
-            parameter.requires_grad_(False)
+    trained = {id(parameter) for parameter in policy.parameters() if parameter.requires_grad}
+    policy.add_adapter(name, policy.peft_config[own])
+    tensors = get_peft_model_state_dict(policy, adapter_name=own)
+    set_peft_model_state_dict(policy, tensors, adapter_name=name)
     policy.set_adapter(own)
+    for parameter in policy.parameters():
+        parameter.requires_grad_(id(parameter) in trained)

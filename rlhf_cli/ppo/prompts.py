@@ -18,7 +18,7 @@ from rlhf_cli.ppo.config import PPOConfig
 from rlhf_cli.ppo.model import PolicyWithValue
 from rlhf_cli.recipe import Recipe
 from rlhf_cli.render import ensure_chat_template, render_prompt
-from rlhf_cli.rows import BadRow
+from rlhf_cli.rows import KEPT_BESIDE, BadRow, kept_beside
 
 PROMPT_FEATURES = Features({"prompt_ids": List(Value("int32")), "prompt": Json(), "columns": Json()})
 
@@ -42,7 +42,7 @@ def encode_prompts(
             ids = render_prompt(tokenizer, row["prompt"], beside=row)
         except BadRow as error:
             raise DataError(f"a prompt cannot be used: {error}") from None
-        columns = {name: value for name, value in row.items() if name != "prompt"}
+        columns = {**{name: value for name, value in row.items() if name != "prompt"}, **kept_beside(row)}
         return {"prompt_ids": ids, "prompt": row["prompt"], "columns": columns}
 
     encoded = rows.map(
@@ -69,7 +69,8 @@ def encode_rows(rows: Dataset, tokenizer: PreTrainedTokenizerBase, recipe: Recip
 
     def encode(example: dict[str, Any]) -> dict[str, Any]:
         row = example["row"]
-        found = {"prompt": row["prompt"], "columns": row.get("columns"), "prompt_ids": [], "fault": ""}
+        columns = {**(row.get("columns") or {}), **{key: row[key] for key in KEPT_BESIDE if key in row}}
+        found = {"prompt": row["prompt"], "columns": columns, "prompt_ids": [], "fault": ""}
         try:
             return {**found, "prompt_ids": render_prompt(tokenizer, row["prompt"], beside=row)}
         except BadRow as error:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import importlib.util
+import inspect
 import math
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
@@ -18,9 +21,10 @@ from numpy.typing import NDArray
 
 from rlhf_cli.errors import DataError, RecipeError
 from rlhf_cli.ppo.config import PPOConfig
-from rlhf_cli.reward_model import RewardModel, Scale, measure_scale
+from rlhf_cli.reward_model import RewardModel, score_stored_answers
 from rlhf_cli.rows import BadRow, kind_of
 
+_TAKEN = {"prompt", "prompts", "completion", "completions", "completion_ids", "trainer_state"}
 RewardFunction = Callable[..., Sequence[float | None]]
 Floats = NDArray[np.float64]
 
@@ -61,11 +65,16 @@ class Reward(Protocol):
 
 
 class FunctionReward:
-    """A Python function, called as TRL's GRPO calls its reward functions (trl/trainer/grpo_trainer.py)."""
+    """A Python function, called as TRL's GRPO calls its reward functions (trl/trainer/grpo_trainer.py).
+
+    That is `f(prompts=, completions=, completion_ids=, trainer_state=, **columns)`; it may be asynchronous.
+    """
 
     def __init__(self, function: RewardFunction, name: str | None = None) -> None:
         self._function = function
         self.name = name or getattr(function, "__name__", type(function).__name__)
+        self.state: Callable[[], Any] | None = None
+        """Gives the trainer's state."""
 
     def judge(self, answers: Sequence[Answer]) -> Judged:
         """Ask the function; None for an answer means that it has no opinion, and counts as 0.
@@ -73,15 +82,18 @@ class FunctionReward:
         Raises:
             RecipeError: when it raises, or gives anything but a number or None for each answer.
         """
-        columns = answers[0].columns.keys() - {"prompt", "prompts", "completion", "completions", "completion_ids"}
+        columns = {column for answer in answers for column in answer.columns} - _TAKEN
         arguments: dict[str, Any] = {
             "prompts": [answer.prompt for answer in answers],
             "completions": [_as_completion(answer) for answer in answers],
             "completion_ids": [answer.response_ids for answer in answers],
+            "trainer_state": self.state() if self.state else None,
             **{column: [answer.columns.get(column) for answer in answers] for column in sorted(columns)},
         }
         try:
             values = self._function(**arguments)
+            if inspect.iscoroutine(values):
+                values = asyncio.run(values)
         except Exception as error:
             frame = traceback.extract_tb(error.__traceback__)[-1]
             raise RecipeError(
@@ -124,7 +136,8 @@ class ModelReward:
         self.model = model
         self.name = name or Path(model.name).name
         self._config = config
-        self.scale = _scale_of(model) if config.normalize_rewards else None
+        self.mean, self.std = _scale_of(model) if config.normalize_rewards else (np.zeros(1), np.ones(1))
+        """Of each member's scores on the stored answers; 0 and 1 where none are known, or asked for."""
 
     def judge(self, answers: Sequence[Answer]) -> Judged:
         """Render every answer with the reward model's own tokenizer and template, and read its score.
@@ -134,14 +147,15 @@ class ModelReward:
         """
         try:
             texts = [
-                self.model.render(answer.prompt, answer.text, beside=answer.columns, finished=answer.finished)
+                self.model.render(
+                    answer.prompt, answer.text, beside=answer.columns, finished=answer.finished, cuts=True
+                )
                 for answer in answers
             ]
         except BadRow as error:
             raise DataError(f"the reward model `{self.name}` cannot read a response: {error}") from None
         scores = self.model.score(texts, shared=False).astype(np.float64)
-        mean, std = (self.scale.mean, self.scale.std) if self.scale else (0.0, 1.0)
-        normal = (scores - mean) / std
+        normal = (scores - self.mean) / self.std
         spread = normal.std(axis=1) if self.model.members > 1 else None
         return Judged(scores.mean(axis=1), self._combined(normal), spread)
 
@@ -154,13 +168,17 @@ class ModelReward:
         return np.asarray(scores.mean(axis=1) - penalty)
 
 
-def _scale_of(model: RewardModel) -> Scale | None:
-    """Mean and standard deviation of the scores on the stored answers, as the model is loaded now."""
-    if "scores" not in model.stamp:
-        return None
-    stamped = model.stamp["scores"]
-    scale = measure_scale(model) or Scale(*(stamped["mean"], stamped["std"]) * 2)
-    return scale if scale.std > 0 else None
+def _scale_of(model: RewardModel) -> tuple[Floats, Floats]:
+    """Mean and standard deviation of each member's scores on the stored answers, as the model is loaded now.
+
+    Each has its own, since a reward is learnt from comparisons, and so up to a constant.
+    """
+    scores = score_stored_answers(model)
+    if scores is None or len(scores) < 2:
+        stamped = model.stamp.get("scores", {"mean": 0.0, "std": 1.0})
+        return np.array([stamped["mean"]]), np.array([stamped["std"] or 1.0])
+    std = scores.std(axis=0).astype(np.float64)
+    return scores.mean(axis=0).astype(np.float64), np.where(std > 0, std, 1.0)
 
 
 class Rewards:
@@ -220,6 +238,7 @@ def load_function(reference: str) -> FunctionReward:
     return FunctionReward(function, name)
 
 
+@cache
 def _load_module(place: str) -> ModuleType:
     try:
         if not place.endswith(".py"):

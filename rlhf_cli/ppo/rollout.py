@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
+
+from rlhf_cli.ppo.cache import make_cache
 
 Floats = NDArray[np.float32]
 
@@ -127,10 +129,10 @@ class ModelGenerator:
         positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
         stops = torch.tensor(sorted(self._sampling.stops), dtype=torch.long, device=self._device)
         rows = torch.arange(len(prompts), device=self._device)
-        draws = None if noise is None else torch.from_numpy(noise).to(self._device)
+        draws = None if noise is None else self._on_device(noise)
         tokens: list[list[int]] = [[] for _ in prompts]
         log_probs: list[list[float]] = [[] for _ in prompts]
-        cache = DynamicCache(config=self._model.config)
+        cache = make_cache(self._model.config, longest + self._sampling.response_length)
         for position in range(self._sampling.response_length):
             logits = self._model(
                 input_ids=input_ids, attention_mask=mask, position_ids=positions, past_key_values=cache,
@@ -145,12 +147,18 @@ class ModelGenerator:
                 left = going.nonzero().squeeze(1)
                 if not len(left):
                     break
-                cache.batch_select_indices(left)
+                cache.reorder_cache(left)  # the one that every kind of layer has
                 rows, token, mask, positions = rows[left], token[left], mask[left], positions[left]
             input_ids = token[:, None]
             mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
             positions = positions[:, -1:] + 1
         return zip(tokens, (np.array(each, np.float32) for each in log_probs), strict=True)
+
+    def _on_device(self, noise: NDArray[np.float64]) -> Tensor:
+        """In fp64, which MPS does not have; there still below 1."""
+        if self._device.type != "mps":
+            return torch.from_numpy(noise).to(self._device)
+        return torch.from_numpy(np.minimum(noise, np.nextafter(np.float32(1), 0)).astype(np.float32)).to(self._device)
 
     def _draw(self, logits: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
         """A token for each row by the inverse of the distribution function, and its log-probability.
@@ -163,9 +171,8 @@ class ModelGenerator:
         if noise is None:
             token = log_probs.argmax(dim=-1)
         else:
-            wide = torch.float32 if logits.device.type == "mps" else torch.float64
-            cumulative = log_probs.exp().to(wide).cumsum(dim=-1)
-            drawn = noise.to(wide)[:, None] * cumulative[:, -1:]
+            cumulative = log_probs.exp().to(noise.dtype).cumsum(dim=-1)
+            drawn = noise[:, None] * cumulative[:, -1:]
             token = torch.searchsorted(cumulative, drawn, right=True).squeeze(1).clamp(max=logits.shape[1] - 1)
         return token, log_probs.gather(1, token[:, None]).squeeze(1)
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rlhf_cli.errors import RecipeError
-from rlhf_cli.ppo.model import PolicyWithValue
+from rlhf_cli.ppo.model import PolicyWithValue, disable_dropout
 from rlhf_cli.render import ensure_chat_template
 from rlhf_cli.reward_model import RewardModel, member_folders, read_stamp, refuse_other
 
@@ -43,6 +43,8 @@ def share_base(name: str, model: PolicyWithValue, *, compute: torch.dtype) -> Re
     for number, folder in enumerate(member_folders(Path(name)), 1):
         names.append(f"reward-{len(model.policy.peft_config)}-{number}")
         trunk.add(names[-1], folder)
+    disable_dropout(model)  # what was put on comes with its own, and is asked before training begins
+    model.eval()
     loaded = RewardModel(name, trunk, tokenizer, tuple(names), stamp, compute, model.device.type)
     if stamp:
         refuse_other(loaded)

@@ -26,6 +26,8 @@ from transformers import (
 )
 from transformers.trainer_utils import speed_metrics
 
+from rlhf_cli.errors import RecipeError
+from rlhf_cli.models import as_mapping
 from rlhf_cli.ppo import math
 from rlhf_cli.ppo.config import PPOConfig
 from rlhf_cli.ppo.evaluation import Evaluation
@@ -42,6 +44,8 @@ from rlhf_cli.ppo.rewards import FunctionReward, Reward, RewardFunction, Rewards
 from rlhf_cli.ppo.rollout import from_tensors, to_tensors
 from rlhf_cli.ppo.update import UpdateStatistics, cut_minibatches
 
+_REMEMBERED = 1000
+"""Rollouts whose metrics wait for a log event, where there are none."""
 _STATE, _ROLLOUT, _VALUE_HEAD, _CRITIC = "ppo_state.json", "ppo_rollout.safetensors", "value_head.safetensors", "value"
 
 
@@ -82,8 +86,11 @@ class PPOTrainer(Trainer):
         continues: bool | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
+        if args.n_gpu > 1:
+            raise RecipeError("one process trains on one GPU", hint="accelerate launch, or CUDA_VISIBLE_DEVICES=0")
         if isinstance(model, str):
-            model = AutoModelForCausalLM.from_pretrained(model)
+            how = {"dtype": torch.float32, "trust_remote_code": args.trust_remote_code}
+            model = AutoModelForCausalLM.from_pretrained(model, **how, **as_mapping(args.model_init_kwargs))
         if processing_class is None:
             processing_class = AutoTokenizer.from_pretrained(model.config.name_or_path)
         if isinstance(model, PreTrainedModel) and peft_config is not None:
@@ -97,18 +104,19 @@ class PPOTrainer(Trainer):
         super().__init__(
             model=model,
             args=args,
-            data_collator=lambda rows: rows[0],
+            data_collator=lambda numbers: {"micro_step": numbers[0]},
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
             callbacks=callbacks,
         )
-        rollouts = args.rollouts(len(train_dataset), args.world_size)
-        if args.max_steps <= 0:
-            args.max_steps = rollouts * args.steps_a_rollout
+        args.settle(len(train_dataset), args.world_size)
         self.kl_coef = args.kl_coef
-        several = reward_funcs if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
-        rewards = [each if hasattr(each, "judge") else FunctionReward(each) for each in several]
+        several: Sequence[Any] = reward_funcs if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
+        rewards: list[Any] = [each if hasattr(each, "judge") else FunctionReward(each) for each in several]
+        for reward in rewards:
+            if isinstance(reward, FunctionReward):
+                reward.state = lambda: self.state
         self.experience = Experience(
             model,
             Rewards(rewards, args),
@@ -124,7 +132,7 @@ class PPOTrainer(Trainer):
         self._pending: list[dict[str, float]] = []
         self._started = time.perf_counter()
         self._made = 0
-        self.add_callback(_LeaveOut(self))
+        self._rollout_ready = self._started
 
     def _make_reference(self, model: PolicyWithValue, *, continues: bool | None) -> PreTrainedModel | None:
         if not self.args.kl_coef:
@@ -140,8 +148,7 @@ class PPOTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader:
         """Numbers of micro-steps: what is trained on in each is made when it is reached."""
         steps = self.args.max_steps * self.args.gradient_accumulation_steps
-        rows = [{"micro_step": number} for number in range(steps)]
-        return DataLoader(rows, batch_size=1, collate_fn=self.data_collator)
+        return DataLoader(range(steps), batch_size=1, collate_fn=self.data_collator)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """The micro-batch of a micro-step, from a rollout that is made where it begins."""
@@ -149,7 +156,7 @@ class PPOTrainer(Trainer):
         per_rollout = args.steps_a_rollout * args.gradient_accumulation_steps
         number, micro = divmod(inputs["micro_step"], per_rollout)
         if self._rollout is None or self._rollout.number != number:
-            self._begin_rollout(number)
+            self._rollout = self._make_rollout(number)
         step, accumulated = divmod(micro, args.gradient_accumulation_steps)
         part = self._minibatches[step][accumulated * args.world_size + args.process_index]
         episodes = [self._rollout.episodes[index] for index in part]
@@ -160,38 +167,38 @@ class PPOTrainer(Trainer):
         )
         members = [index for each in self._minibatches[step] for index in each]
         tokens = sum(len(self._rollout.episodes[index].response_ids) for index in members)
-        known = {
+        known: dict[str, Any] = {
             name: torch.from_numpy(np.concatenate([getattr(episode, name) for episode in episodes])).to(
                 batch.rows.device
             )
             for name in ("log_probs", "values", "advantages", "returns")
         }
         ends = accumulated == args.gradient_accumulation_steps - 1
-        return {"batch": batch, **known, "tokens": tokens, "is_first": step == 0, "ends_step": ends}
+        facts = {"tokens": tokens, "is_first": step == 0, "ends_step": ends, "number": number}
+        return {"batch": batch, **known, **facts}
 
-    def _begin_rollout(self, number: int) -> None:
+    def _make_rollout(self, number: int) -> Rollout:
         """Make a rollout, adapt the KL coefficient, and tell who listens."""
         args = self.args
-        self._rollout = self.experience.collect(
-            self.train_dataset, number, kl_coef=self.kl_coef, processes=args.world_size
-        )
-        self._cut()
-        episodes = len(self._rollout.episodes)
+        rollout = self.experience.collect(self.train_dataset, number, kl_coef=self.kl_coef, processes=args.world_size)
+        self._cut(rollout)
+        episodes = len(rollout.episodes)
         self._made += episodes
-        metrics = self._rollout.metrics
+        self._rollout_ready = time.perf_counter()
+        metrics = rollout.metrics
         metrics["episode"] = float((number + 1) * episodes)
         metrics["eps"] = self._made / (time.perf_counter() - self._started)
-        self._pending.append(metrics)
+        self._pending = [*self._pending[-_REMEMBERED:], metrics]
         if args.kl_target is not None:
             self.kl_coef = math.adapted_coefficient(
                 self.kl_coef, metrics["objective/kl"], target=args.kl_target, share=episodes / args.kl_horizon
             )
-        self._tell("on_rollout", episodes=self._rollout.episodes, metrics={**self._statistics.latest, **metrics})
+        self._tell("on_rollout", episodes=rollout.episodes, metrics={**self._statistics.latest, **metrics})
+        return rollout
 
-    def _cut(self) -> None:
-        assert self._rollout is not None
-        lengths = [len(episode.prompt_ids) + len(episode.response_ids) for episode in self._rollout.episodes]
-        self._minibatches = cut_minibatches(lengths, self.args, self._rollout.number)
+    def _cut(self, rollout: Rollout) -> None:
+        lengths = [len(episode.prompt_ids) + len(episode.response_ids) for episode in rollout.episodes]
+        self._minibatches = cut_minibatches(lengths, self.args, rollout.number)
         self._statistics.begin_rollout()
 
     def _tell(self, event: str, **facts: Any) -> None:
@@ -215,6 +222,8 @@ class PPOTrainer(Trainer):
         args = self.args
         if self._statistics.left_out:
             return torch.zeros((), device=args.device, requires_grad=True)
+        warms_up = inputs["number"] < args.value_warmup_rollouts
+        self.model.holds_trunk = warms_up
         log_probs, entropy, values = model(**vars(inputs["batch"]))
         # Where nothing was trained since the rollout, the ratio is 1 by definition and not up to rounding.
         old = log_probs.detach() if inputs["is_first"] else inputs["log_probs"]
@@ -223,7 +232,6 @@ class PPOTrainer(Trainer):
         value_loss, value_clipped = math.value_terms(
             values, inputs["values"], inputs["returns"], clip=args.cliprange_value
         )
-        warms_up = self._rollout.number < args.value_warmup_rollouts
         share = args.world_size / inputs["tokens"]  # DDP takes the mean over processes
         policy_loss = (terms.loss - args.entropy_coef * entropy).sum() * (0.0 if warms_up else 1.0)
         loss: Tensor = (policy_loss + args.vf_coef * value_loss.sum()) * share
@@ -259,18 +267,23 @@ class PPOTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add what the rollouts and steps since the last log have come to; `epoch` is passes over the prompts."""
-        steps = self._statistics.take()
-        if "loss" in logs and steps:
-            logs = {**logs, **steps}
-        if "loss" in logs and self._pending:
-            known = {name: [each[name] for each in self._pending if name in each] for name in self._pending[-1]}
-            logs |= {name: float(np.mean(values)) for name, values in known.items()}
-            logs |= {name: self._pending[-1][name] for name in ("episode", "eps")}
-            self._pending = []
+        if "loss" in logs:
+            logs |= self._statistics.take()
+            logs |= self._take_pending()
         if self._rollout is not None:
             episodes = (self._rollout.number + 1) * len(self._rollout.episodes)
             self.state.epoch = episodes / len(self.train_dataset)
         super().log(logs, start_time)
+
+    def _take_pending(self) -> dict[str, float]:
+        """What the rollouts since the last log have come to."""
+        rollouts, self._pending = self._pending, []
+        if not rollouts:
+            return {}
+        known = {name: [each[name] for each in rollouts if name in each] for name in rollouts[-1]}
+        told = {name: float(np.mean(values)) for name, values in known.items()}
+        told |= {name: rollouts[-1][name] for name in ("episode", "eps")}
+        return {**told, "time/train": time.perf_counter() - self._rollout_ready}
 
     def evaluate(
         self, eval_dataset: Dataset | None = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
@@ -323,6 +336,7 @@ class PPOTrainer(Trainer):
             "rollout": self._rollout.number,
             "pending": self._pending,
             "statistics": self._statistics.state(),
+            "callbacks": [callback.kept for callback in self.callback_handler.callbacks if hasattr(callback, "kept")],
         }
         (Path(output_dir) / _STATE).write_text(json.dumps(state), encoding="utf-8")
         if self.state.global_step % self.args.steps_a_rollout:
@@ -337,21 +351,9 @@ class PPOTrainer(Trainer):
         kept = Path(checkpoint) / _ROLLOUT
         if kept.exists():
             self._rollout = Rollout(state["rollout"], from_tensors(load_file(kept)))
-            self._cut()
+            self._cut(self._rollout)
         self._pending = state["pending"]
         self._statistics.restore(state["statistics"])
-
-
-class _LeaveOut(TrainerCallback):
-    """Leaves an optimizer step out: without gradients, Adam moves nothing, its momentum included."""
-
-    def __init__(self, trainer: PPOTrainer) -> None:
-        self._trainer = trainer
-        self._leaves_out = False
-
-    def on_step_begin(self, *_: Any, **__: Any) -> None:
-        self._leaves_out = self._trainer._statistics.left_out
-
-    def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
-        if self._leaves_out:
-            self._trainer.model.zero_grad(set_to_none=True)
+        keepers = [callback for callback in self.callback_handler.callbacks if hasattr(callback, "kept")]
+        for callback, kept_state in zip(keepers, state["callbacks"], strict=False):
+            callback.kept = kept_state

@@ -12,6 +12,8 @@ from torch import Tensor
 from rlhf_cli.ppo.config import PPOConfig
 from rlhf_cli.ppo.math import PolicyTerms
 
+_REMEMBERED = 1000
+"""Steps whose means wait for a log event, where there are none."""
 _SUMMED = (
     "tokens", "policy_loss", "value_loss", "kl", "clipped", "value_clipped", "entropy", "ratio", "squared_ratio",
 )  # fmt: skip
@@ -84,7 +86,7 @@ class UpdateStatistics:
             "val/ratio": mean["ratio"],
             "val/ratio_var": max(0.0, mean["squared_ratio"] - mean["ratio"] ** 2),
         }
-        self._steps.append(self.latest)
+        self._steps = [*self._steps[-_REMEMBERED:], self.latest]
         return self.latest
 
     def take(self) -> dict[str, float]:
