@@ -253,6 +253,29 @@ def write_pairs_recipe(write_recipe: Callable[..., Path], pairs_file: Path) -> C
     return lambda name="pairs.yaml", **keys: write_recipe(name, **{"dataset_name": str(pairs_file), **keys})
 
 
+REWARDS = """
+def share_of_e(completions, **columns):
+    texts = [each if isinstance(each, str) else each[0]["content"] for each in completions]
+    return [text.count("e") / max(1, len(text)) for text in texts]
+"""
+
+
+@pytest.fixture
+def write_ppo_recipe(
+    write_recipe: Callable[..., Path], tmp_path: Path, instructions: list[dict[str, str]]
+) -> Callable[..., Path]:
+    """A recipe of two rollouts of eight episodes, each trained on twice, on the questions of ten rows."""
+    (tmp_path / "rewards.py").write_text(REWARDS)
+    prompts = "".join(json.dumps({"prompt": row["instruction"]}) + "\n" for row in instructions[:10])
+    (tmp_path / "prompts.jsonl").write_text(prompts)
+    shared = {
+        "dataset_name": "prompts.jsonl", "reward_funcs": "rewards.py:share_of_e", "max_length": None, "max_steps": None,
+        "response_length": 12, "num_ppo_epochs": 2, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2,
+        "total_episodes": 16,
+    }  # fmt: skip
+    return lambda name="ppo.yaml", **keys: write_recipe(name, **{**shared, **keys})
+
+
 @pytest.fixture
 def longer_is_better(tmp_path: Path, instructions: list[dict[str, str]]) -> Path:
     """Eighty preferences whose chosen answer says more, whatever it says."""

@@ -80,6 +80,7 @@ class PolicyWithValue(nn.Module):
     """
 
     accepts_loss_kwargs = False
+    _keys_to_ignore_on_save = None  # Trainer asks when it has loaded a checkpoint
 
     def __init__(
         self, policy: PreTrainedModel | PeftModel, *, critic: PreTrainedModel | None = None, temperature: float = 1.0

@@ -72,7 +72,7 @@ class FunctionReward:
 
     def __init__(self, function: RewardFunction, name: str | None = None) -> None:
         self._function = function
-        self.name = name or getattr(function, "__name__", type(function).__name__)
+        self.name = name or str(getattr(function, "__name__", type(function).__name__))
         self.state: Callable[[], Any] | None = None
         """Gives the trainer's state."""
 
