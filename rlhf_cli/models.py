@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
+from bitsandbytes.nn import Linear4bit
 from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError
 from transformers import (
@@ -108,9 +109,21 @@ def load_model(recipe: Recipe, plan: Plan, source: Source, tokenizer: PreTrained
     set_seed(plan.setting("seed", recipe["seed"]))  # a new adapter, and a new score, start at random
     with explained_model(recipe, f"the model `{source.name}`", source.base):
         model = load_base(recipe, plan, source)
+        _keep_unpacked(model)
         if source.adapter or recipe["use_peft"]:
             model = put_adapter(model, source, adapter_config(model_keys(recipe), source, plan.trains, model))
     return Loaded(model, tokenizer, source)
+
+
+def _keep_unpacked(model: PreTrainedModel) -> None:
+    """Keep 4-bit weights as training reads them.
+
+    On a CPU that computes bf16, bitsandbytes 0.50 packs them anew in the first forward pass of an evaluation
+    (nn/modules.py, Linear4bit.forward), and what it multiplies packed weights by gets no gradient ever after.
+    """
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
 
 
 def load_base(recipe: Recipe, plan: Plan, source: Source) -> PreTrainedModel:

@@ -239,3 +239,25 @@ def test_a_hub_out_of_reach_ends_a_run_before_it_trains(write_recipe: Callable[.
     assert done.returncode == 5, done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run/rlhf/metrics.jsonl").exists()
+
+
+def test_an_evaluation_leaves_4_bit_weights_with_a_gradient(
+    write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is trained below a 4-bit layer learns through it, also after the first pass without gradients."""
+    monkeypatch.chdir(tmp_path)
+    recipe = read_recipe(write_recipe(use_cpu=True, use_peft=True, load_in_4bit=True), method="sft")
+    prepared = prepare(recipe, METHODS[0])
+    model = load_model(recipe, prepared.plan, prepared.material.source, prepared.material.tokenizer).model
+    embeddings = model.get_input_embeddings()
+    embeddings.weight.requires_grad_(True)
+    gradients = []
+    for _ in range(2):
+        model.zero_grad()
+        model.train()
+        model(input_ids=torch.arange(8)[None]).logits.float().square().mean().backward()
+        gradients.append(embeddings.weight.grad.clone())
+        model.eval()
+        with torch.no_grad():
+            model(input_ids=torch.arange(8)[None])
+    assert torch.equal(*gradients)
