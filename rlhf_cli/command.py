@@ -23,6 +23,8 @@ class Command:
     """Keys beyond TRL's, as JSON Schema."""
     narrowed: Mapping[str, dict[str, Any]] = field(default_factory=dict, kw_only=True)
     """What TRL's keys leave open in this command: choices and ranges, added to the schema of each."""
+    refused: Mapping[str, str] = field(default_factory=dict, kw_only=True)
+    """Keys that people try and that it does not have, and why, or what to write instead."""
     rules: tuple[dict[str, Any], ...] = field(default=(), kw_only=True)
     """Keys that do not go together, beyond `RULES` of the overlay."""
     required: tuple[tuple[str, ...], ...] = field(

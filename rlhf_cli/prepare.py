@@ -16,8 +16,9 @@ from rlhf_cli.model_source import Source, find_source
 from rlhf_cli.plan import REWARD_MODEL, Counts, Decision, Machine, Plan, make_plan
 from rlhf_cli.recipe import Recipe
 from rlhf_cli.redaction import find_secrets
+from rlhf_cli.rows import PROMPT
 from rlhf_cli.run_dir import RunDir, output_dir_of
-from rlhf_cli.terminal import printable, say
+from rlhf_cli.terminal import printable, say, say_error
 from rlhf_cli.tokenizer import load_tokenizer
 from rlhf_cli.trial import try_config
 
@@ -109,6 +110,20 @@ def _longest_batch(recipe: Recipe, decisions: Mapping[str, Decision], machine: M
     )
 
 
+def _tell_repeats(train: Encoded, test: Encoded | None) -> None:
+    """Say which prompts are there more than once, and which are held out and trained on."""
+    there = [tuple(ids) for ids in train.dataset["prompt_ids"]]
+    asked = set(there)
+    if len(asked) < len(there):
+        say(f"{len(there) - len(asked):,} of {len(there):,} prompts are there before")
+    known = sum(tuple(ids) in asked for ids in test.dataset["prompt_ids"]) if test else 0
+    if known:
+        say_error(
+            f"warning: {known:,} of the held-out prompts are trained on too, so their rewards say little\n"
+            "hint: remove them from one side, or hold out with `split_by: prompt`"
+        )
+
+
 def gather(recipe: Recipe, method: Method, source: Source) -> Material:
     """Read every row and turn it into tokens."""
     tokenizer, own_template = load_tokenizer(recipe, source, pads_apart=method.trains == REWARD_MODEL)
@@ -121,4 +136,6 @@ def gather(recipe: Recipe, method: Method, source: Source) -> Material:
     counts = replace(train.counts, read=train.counts.read + rows.bad, bad=train.counts.bad + rows.bad)
     train = replace(train, counts=counts)
     test = method.encode(rows.test, tokenizer, filled, "test") if rows.test is not None else None
+    if method.rows == PROMPT:
+        _tell_repeats(train, test)
     return Material(source, tokenizer, own_template, rows, train, test)

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import atexit
 import json
+import math
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rlhf_cli.run_dir import RunDir, finite
-from rlhf_cli.terminal import is_terminal, say
+from rlhf_cli.terminal import is_terminal, printable, say
 
 PLAIN_EVERY_S = 10.0
 WIDE = 90
 """Columns from which there is room for a bar."""
 _SHOWN = {
+    "objective/scores": "reward",
+    "objective/kl": "kl",
+    "eval_reward": "eval_reward",
+    "eval_gain": "eval_gain",
+    "completions/mean_length": "length",
     "loss": "loss",
     "eval_loss": "eval_loss",
     "accuracy": "accuracy",
@@ -29,6 +40,14 @@ _SHOWN = {
     "learning_rate": "lr",
 }
 """Metrics for people, the most telling first, and what they are called in a line."""
+_TRENDS = (
+    "objective/scores", "objective/kl", "completions/mean_length", "val/explained_var", "loss", "accuracy",
+    "rewards/accuracies",
+)  # fmt: skip
+"""Of these the whole course is drawn, where a terminal has room for it."""
+_TALL = 20
+"""Lines from which there is."""
+_LEVELS = "▁▂▃▄▅▆▇█"
 
 
 class Watch(TrainerCallback):
@@ -37,6 +56,9 @@ class Watch(TrainerCallback):
     def __init__(self, run: RunDir) -> None:
         self.run = run
         self._bar: Progress | None = None
+        self._live: Live | None = None
+        self._courses: dict[str, list[float]] = {}
+        self._sample: Text | None = None
         self._task: Any = None
         self._last_line_s = 0.0
         self._step_started: tuple[float, float] | None = None
@@ -53,9 +75,11 @@ class Watch(TrainerCallback):
                 TextColumn("{task.description}", markup=False),
             )
             bar = (BarColumn(bar_width=24),) if console.width >= WIDE else ()
-            self._bar = Progress(*bar, *columns, console=console, transient=True)
+            self._bar = Progress(*bar, *columns, console=console)
             self._task = self._bar.add_task("", total=state.max_steps, completed=state.global_step)
-            self._bar.start()
+            self._live = Live(get_renderable=self._draw, console=console, transient=True, refresh_per_second=4)
+            self._live.start()
+            atexit.register(self.close)  # an error must not leave the cursor hidden
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Move the bar."""
@@ -79,7 +103,25 @@ class Watch(TrainerCallback):
             record["tokens_per_s"] = round(speed, 1)
         with self.run.metrics_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(finite(record)) + "\n")
+        for name in _TRENDS:
+            if name in record:
+                self._courses.setdefault(_SHOWN.get(name, "value fits"), []).append(float(record[name]))
         self._show(state, record)
+
+    def on_rollout(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        sample: Mapping[str, Any],
+        **_: Any,
+    ) -> None:
+        """Show an answer that is trained on."""
+        asked, said = (printable(" ".join(str(sample[part]).split())) for part in ("prompt", "response"))
+        self._sample = Text(f"{asked[-200:]} ", style="dim", overflow="ellipsis")
+        self._sample.append(f"→ {said[:300]} ", style="not dim")
+        self._sample.append(f"[{sample['reward']:+.2f}]", style="bold not dim")
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Close the view."""
@@ -87,9 +129,21 @@ class Watch(TrainerCallback):
 
     def close(self) -> None:
         """Give the terminal back, also when training did not end well."""
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+        if self._live is not None:
+            self._live.stop()
+            self._live = self._bar = None
+
+    def _draw(self) -> RenderableType:
+        """The courses of the metrics that matter, one answer, and the bar."""
+        assert self._bar is not None
+        console = self._bar.console
+        parts: list[RenderableType] = []
+        if console.height >= _TALL and self._courses:
+            grid = Table.grid(padding=(0, 2))
+            for name, values in self._courses.items():
+                grid.add_row(name, sparkline(values, min(48, console.width - 32)), _short(values[-1]))
+            parts = [grid, *([self._sample] if self._sample else [])]
+        return Group(*parts, self._bar.get_renderable())
 
     def _tokens_per_s(self, logs: dict[str, Any]) -> float | None:
         """Tokens a second since the log event before, where the trainer counts tokens."""
@@ -105,16 +159,33 @@ class Watch(TrainerCallback):
         if not shown:
             return
         text = "  ".join(shown)
+        is_evaluation = "eval_runtime" in record
         if self._bar is not None:
             room = self._bar.console.width - (50 if self._bar.console.width >= WIDE else 24)
             self._bar.update(self._task, description=_fit(shown, room), completed=state.global_step)
-            if "eval_loss" in record:
+            if is_evaluation:
                 self._bar.console.print(f"step {state.global_step}  {text}", markup=False, highlight=False)
             return
         now = time.monotonic()
-        if "eval_loss" in record or now - self._last_line_s >= PLAIN_EVERY_S or state.global_step >= state.max_steps:
+        if is_evaluation or now - self._last_line_s >= PLAIN_EVERY_S or state.global_step >= state.max_steps:
             self._last_line_s = now
             say(f"step {state.global_step}/{state.max_steps}  {text}")
+
+
+def sparkline(values: Sequence[float], width: int) -> str:
+    """The course of a number in one line of blocks, from its lowest to its highest value; the newest is at the end.
+
+    Args:
+        values: What is not finite leaves a gap.
+        width: Columns; where there are more values, each stands for the mean of several.
+    """
+    share = max(1, -(-len(values) // max(1, width)))
+    groups = [values[start : start + share] for start in range(0, len(values), share)]
+    means = [math.fsum(group) / len(group) for group in groups]
+    known = [mean for mean in means if math.isfinite(mean)]
+    low, high = min(known, default=0.0), max(known, default=0.0)
+    scale = (len(_LEVELS) - 1) / (high - low) if high > low else 0.0
+    return "".join(_LEVELS[round((mean - low) * scale)] if math.isfinite(mean) else " " for mean in means)
 
 
 def _fit(parts: list[str], width: int) -> str:

@@ -90,8 +90,8 @@ def _hint(problems: list[Problem], method: str) -> str | None:
     unknown = [problem for problem in problems if problem.what.startswith("unknown key")]
     if not unknown:
         return None
-    meant = unknown[0].fix or unknown[0].what
-    word = meant.split("`")[1].split("_")[0]
+    meant = unknown[0].fix or ""
+    word = (meant if "`" in meant else unknown[0].what).split("`")[1].split("_")[0]
     return f"`rlhf schema {method} --search {word}` lists matching keys"
 
 
@@ -196,7 +196,7 @@ def _find_problems(
     known = schema["properties"]
     for key in values:
         if key not in known:
-            fix = _did_you_mean(key, list(known))
+            fix = schema["x-refused"].get(key) or _did_you_mean(key, list(known))
             yield origins[key].problem(f"unknown key `{key}`", width=len(key), fix=fix)
     written = {key: value for key, value in values.items() if key in known}
     for error in Draft202012Validator(schema).iter_errors(written):
@@ -261,7 +261,7 @@ def _explain(error: Any) -> tuple[str, str | None]:
         near = _did_you_mean(str(error.instance), words)
         is_key = "propertyNames" in error.absolute_schema_path
         what = f"`{name}` has no key {got}" if is_key else f"`{name}` cannot be {got}"
-        return what, near or f"one of {', '.join(words)}"
+        return what, error.schema.get("x-fix") or near or f"one of {', '.join(words)}"
     if error.validator in ("not", "pattern"):
         is_key = "propertyNames" in error.absolute_schema_path
         return f"`{name}` {'takes no key' if is_key else 'cannot be'} {got}", error.schema.get("x-fix")

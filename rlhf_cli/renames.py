@@ -25,6 +25,14 @@ RENAMED: dict[str, str] = {
     "use_liger": "use_liger_kernel",
     "xpu_backend": "ddp_backend",
     "torchdynamo": "torch_compile_backend",
+    # TRL's PPOConfig before 0.12
+    "init_kl_coef": "kl_coef",
+    "ppo_epochs": "num_ppo_epochs",
+    "max_new_tokens": "response_length",
+    "sft_model_path": "model_name_or_path",
+    "target": "kl_target",
+    "horizon": "kl_horizon",
+    "score_clip": "reward_clip_range",
 }
 """Old key to today's; the value stays."""
 
@@ -188,6 +196,11 @@ IGNORED: dict[str, str] = {
     "dataset_batch_size": _TRL_GONE,
     "num_of_sequences": _TRL_GONE,
     "chars_per_token": _TRL_GONE,
+    "num_sample_generations": "answers to the held-out prompts are kept at every evaluation; see `eval_steps`",
+    "ds3_gather_for_generation": "PPO does not run under DeepSpeed yet",
+    "model_adapter_name": "an adapter needs no name here",
+    "ref_adapter_name": "the reference is the policy as it is at the beginning",
+    "exp_name": "`run_name` and `output_dir` name a run",
     "num_processes": "pass `--num-processes` on the command line",
     "nproc_per_node": "pass `--num-processes` on the command line",
     "accelerate_config": "pass `--accelerate-config` on the command line",
@@ -209,6 +222,15 @@ IGNORED: dict[str, str] = {
 """Keys without effect, and what to do instead. They are left out of the schemas."""
 
 SYNONYMS: dict[str, str] = {
+    "kl_penalty_coef": "kl_coef",
+    "reward_model": "reward_model_path",
+    "reward_function": "reward_funcs",
+    "reward_fn": "reward_funcs",
+    "clip_range": "cliprange",
+    "cliprange_reward": "reward_clip_range",
+    "gae_lambda": "lam",
+    "critic_lr": "value_learning_rate",
+    "total_steps": "total_episodes",
     "lr": "learning_rate",
     "epochs": "num_train_epochs",
     "num_epochs": "num_train_epochs",

@@ -124,6 +124,12 @@ def decide(recipe: Recipe, machine: Machine) -> dict[str, Decision]:
 _POSITIVE, _NOT_NEGATIVE, _COUNT = {"exclusiveMinimum": 0}, {"minimum": 0}, {"minimum": 1}
 _CLIP = {"exclusiveMinimum": 0, "maximum": 1}
 _FAULTS = ("ratio", "clip_fraction", "entropy", "eos", "length", "repetition", "value")
+_NOT_ROLLOUTS = (
+    "label_smoothing_factor", "train_sampling_strategy", "length_column_name", "dataloader_drop_last",
+    "dataloader_num_workers", "per_device_eval_batch_size", "eval_accumulation_steps", "prediction_loss_only",
+    "batch_eval_metrics", "include_for_metrics", "label_names", "remove_unused_columns", "data_seed",
+    "bf16_full_eval", "fp16_full_eval", "average_tokens_across_devices",
+)  # fmt: skip
 _METRICS = ["reward", "gain", "eval_reward", "eval_gain"]
 
 
@@ -180,13 +186,49 @@ METHOD = Method(
         "dual_clip": {"exclusiveMinimum": 1},
         "gamma": {"minimum": 0, "maximum": 1},
         "lam": {"minimum": 0, "maximum": 1},
+        "value_model": {"enum": ["shared", "separate"]},
+        "reward_ensemble": {"enum": ["mean", "min", "mean_minus_std"]},
+        "stop_token": {"type": ["string", "null"], "enum": ["eos", None]},
         "kl_estimator": {
-            "x-fix": "k1: as part of a reward, k3 has another gradient than the KL; it is logged as `objective/kl_k3`"
+            "type": "string",
+            "enum": ["k1"],
+            "x-fix": "k1: as part of a reward, k3 has another gradient than the KL; it is logged as `objective/kl_k3`",
         },
         "metric_for_best_model": {"enum": [*_METRICS, None]},
         "ignore_data_skip": {"enum": [False]},
     },
+    refused={
+        **dict.fromkeys(
+            ("top_p", "top_k", "min_p", "typical_p", "repetition_penalty", "no_repeat_ngram_size", "min_new_tokens"),
+            "responses are drawn from exactly the policy that learns, else its ratio and its KL are of another one",
+        ),
+        **dict.fromkeys(
+            (
+                "mini_batch_size",
+                "batch_size",
+                "micro_batch_size",
+                "local_batch_size",
+                "local_mini_batch_size",
+                "num_total_batches",
+                "rollout_batch_size",
+            ),
+            "it follows: a rollout is `per_device_train_batch_size` × `gradient_accumulation_steps` × "
+            "`num_mini_batches` episodes a process",
+        ),
+        "world_size": "pass `--num-processes` on the command line",
+        "value_model_path": "write `value_model: separate`, which begins as the reward model",
+        "ref_model": "the reference is `model_name_or_path` as it is at the beginning",
+        "use_score_scaling": "`normalize_rewards` does so by the answers stored with the reward model",
+        "use_score_norm": "`normalize_rewards` does so by the answers stored with the reward model",
+        "adap_kl_ctrl": "`kl_target` adapts `kl_coef`; without it, `kl_coef` stays",
+    },
     rules=(
+        *_unread(_NOT_ROLLOUTS, {}, "it is for training on rows, and rollouts are made here"),
+        {
+            "when": {"neftune_noise_alpha": "*"},
+            "message": "`neftune_noise_alpha` would make another policy of it in training than in sampling",
+            "fix": "remove it",
+        },
         {
             "when": {"value_model": "separate", "use_peft": True},
             "message": "a separate value model trains all its weights, beside which an adapter saves nothing",

@@ -193,7 +193,10 @@ class PPOTrainer(Trainer):
             self.kl_coef = math.adapted_coefficient(
                 self.kl_coef, metrics["objective/kl"], target=args.kl_target, share=episodes / args.kl_horizon
             )
-        self._tell("on_rollout", episodes=rollout.episodes, metrics={**self._statistics.latest, **metrics})
+        first = rollout.episodes[0]
+        asked = self.processing_class.decode(first.prompt_ids, skip_special_tokens=True)
+        sample = {"prompt": asked, "response": first.text, "reward": first.score}
+        self._tell("on_rollout", metrics={**self._statistics.latest, **metrics}, sample=sample)
         return rollout
 
     def _cut(self, rollout: Rollout) -> None:

@@ -57,6 +57,7 @@ def command_schema(command: Command) -> dict[str, Any]:
         "additionalProperties": False,
         "x-versions": {name: metadata.version(name) for name in STAMPED},
         "x-required": [list(group) for group in command.required],
+        "x-refused": dict(command.refused),
         "x-rules": [rule for rule in (*RULES, *command.rules) if set(rule["when"]) <= set(properties)],
     }
 

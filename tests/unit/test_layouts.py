@@ -103,7 +103,8 @@ def test_self_instruct_gives_a_row_an_instance() -> None:
 @pytest.mark.parametrize(
     ("row", "prompt"),
     [
-        ({"prompt": "2+2?"}, "2+2?"),
+        ({"prompt": "2+2?"}, [USER]),
+        ({"text": "Two and"}, "Two and"),
         ({"prompt": [USER]}, [USER]),
         ({"messages": [USER, ANSWER]}, [USER]),
         ({"messages": [USER, ANSWER, USER]}, [USER, ANSWER, USER]),

@@ -220,7 +220,9 @@ def test_the_tables_point_to_keys_that_exist() -> None:
     assert RANGES.keys() <= every
     for method in METHODS:
         keys = set(load_schema(method.command)["properties"])
-        assert set(RENAMED.values()) <= keys
+        # What one method alone has, such as PPO's coefficient, others need not.
+        lacking = set(RENAMED.values()) - keys
+        assert all(sum(key in load_schema(name)["properties"] for name in method_names()) == 1 for key in lacking)
         assert not (RENAMED.keys() | TRANSLATED.keys() | IGNORED.keys() | SYNONYMS.keys()) & keys
 
 
