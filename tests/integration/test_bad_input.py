@@ -49,6 +49,16 @@ class World:
         made = [{key: item for key, item in {**GOOD_PAIR, **row}.items() if item is not ...} for row in rows]
         return [command, *self.rows(*made, **keys)[1:]]
 
+    def ppo(self, *prompts: str, function: str = "return [0.0] * len(prompts)", **keys: Any) -> list[str]:
+        """Prompts, and a reward function with this body."""
+        (self.folder / "rewards.py").write_text(f"def reward(prompts, **_):\n    {function}\n")
+        settings = {
+            "reward_funcs": "rewards.py:reward", "max_length": None, "response_length": 4, "max_steps": None,
+            "total_episodes": 2, "bf16": False, **keys,
+        }  # fmt: skip
+        rows = [{"prompt": prompt} for prompt in prompts or ("2+2?",)]
+        return ["ppo", *self.rows(*rows, **settings)[1:]]
+
     def broken_model(self, **files: Any) -> list[str]:
         """Remove (None) or overwrite files of the model folder."""
         for name, content in files.items():
@@ -174,6 +184,29 @@ PREFERENCE_RECIPES: dict[str, Callable[[World], list[str]]] = {
     "reward-padding-with-the-end": lambda w: w.pairs({}, pad_token="<|end|>"),
     "reward-key-of-sft": lambda w: w.pairs({}, packing=True),
 }
+PPO: dict[str, Callable[[World], list[str]]] = {
+    "ppo-temperature-0": lambda w: w.ppo(temperature=0),
+    "ppo-negative-kl": lambda w: w.ppo(kl_coef=-0.1),
+    "ppo-no-reward": lambda w: w.ppo(reward_funcs=None),
+    "ppo-top-p": lambda w: w.ppo(top_p=0.9),
+    "ppo-k3": lambda w: w.ppo(kl_estimator="k3"),
+    "ppo-old-batch-size": lambda w: w.ppo(mini_batch_size=4, init_kl_coef=0.1),
+    "ppo-critic-beside-an-adapter": lambda w: w.ppo(value_model="separate", use_peft=True),
+    "ppo-no-such-file": lambda w: w.ppo(reward_funcs="nowhere.py:f"),
+    "ppo-no-such-function": lambda w: w.ppo(reward_funcs="rewards.py:rewards"),
+    "ppo-function-raises": lambda w: w.ppo(function="return [1 / 0]"),
+    "ppo-too-few-rewards": lambda w: w.ppo(function="return [1.0]"),
+    "ppo-reward-nan": lambda w: w.ppo(function="return [float('nan')] * len(prompts)"),
+    "ppo-reward-in-words": lambda w: w.ppo(function="return ['good'] * len(prompts)"),
+    "ppo-weights-of-rewards": lambda w: w.ppo(reward_weights=[1.0, 2.0]),
+    "ppo-reward-by-a-policy": lambda w: w.ppo(reward_funcs=None, reward_model_path="model"),
+    "ppo-no-such-reward-model": lambda w: w.ppo(reward_funcs=None, reward_model_path="./nowhere"),
+    "ppo-adapter-on-the-head": lambda w: w.ppo(use_peft=True, lora_target_modules=["lm_head", "q_proj"]),
+}
+PPO_DATA: dict[str, Callable[[World], list[str]]] = {
+    "ppo-prompts-too-long": lambda w: w.ppo("a " * 400, "b " * 300, response_length=400),
+    "ppo-empty-prompt": lambda w: w.ppo("2+2?", " "),
+}
 OUTPUT: dict[str, Callable[[World], list[str]]] = {
     "output-not-empty": lambda w: (_occupy(w, "notes.txt"), w.recipe())[1],
     "output-holds-no-run-to-move": lambda w: (_occupy(w, "notes.txt"), [*w.recipe(), "--overwrite"])[1],
@@ -201,6 +234,8 @@ EXIT_CODES = {
     "model-hub-offline": 5,
     **dict.fromkeys(PAIRS, 4),
     **dict.fromkeys(PREFERENCE_RECIPES, 2),
+    **dict.fromkeys(PPO, 2),
+    **dict.fromkeys(PPO_DATA, 4),
     **dict.fromkeys(OUTPUT, 2),
     "output-unwritable": 5,
 }
@@ -212,7 +247,7 @@ def test_bad_input_is_named_and_loses_nothing(
 ) -> None:
     shutil.copytree(tiny_base, tmp_path / "model")
     world = World(tmp_path, tmp_path / "model", write_recipe)
-    arguments = {**RECIPES, **DATA, **MODELS, **PAIRS, **PREFERENCE_RECIPES, **OUTPUT}[case](world)
+    arguments = {**RECIPES, **DATA, **MODELS, **PAIRS, **PREFERENCE_RECIPES, **PPO, **PPO_DATA, **OUTPUT}[case](world)
     before = _snapshot(tmp_path)
     outcome = rlhf(*arguments)
     assert outcome.out == ""
