@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -44,23 +45,31 @@ def test_the_shown_error_is_the_one_given(rlhf: Callable[..., Any], tmp_path: Pa
     assert rlhf("check", "recipe.yaml").err == shown.group(1)
 
 
-def test_the_rows_shown_train(rlhf: Callable[..., Any], write_recipe: Callable[..., Path], tmp_path: Path) -> None:
+def test_the_rows_shown_train(
+    rlhf: Callable[..., Any], write_recipe: Callable[..., Path], write_ppo_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
     table = [line for line in README.splitlines() if line.startswith("| ") and "`{" in line]
     rows = [row for line in table for row in re.findall(r"`(\{.*?\})`", line)]
     assert len(rows) > len(table) > 8
     for number, row in enumerate(rows):
         (tmp_path / f"{number}.jsonl").write_text(row + "\n")
-        recipe = write_recipe(dataset_name=f"{number}.jsonl", max_steps=1, output_dir=f"run-{number}")
-        assert rlhf("sft", str(recipe)).code == 0
+        command, write = ("ppo", write_ppo_recipe) if json.loads(row).keys() == {"prompt"} else ("sft", write_recipe)
+        recipe = write(dataset_name=f"{number}.jsonl", max_steps=1, output_dir=f"run-{number}")
+        assert rlhf(command, str(recipe)).code == 0
 
 
 def test_the_run_folder_is_as_drawn(
-    rlhf: Callable[..., Any], write_recipe: Callable[..., Path], write_pairs_recipe: Callable[..., Path], tmp_path: Path
+    rlhf: Callable[..., Any],
+    write_recipe: Callable[..., Path],
+    write_pairs_recipe: Callable[..., Path],
+    write_ppo_recipe: Callable[..., Path],
+    tmp_path: Path,
 ) -> None:
     block = re.search(r"## The run folder\n\n```\n(.*?)```", README, re.DOTALL)
     assert block is not None
     assert rlhf("sft", str(write_recipe(test_split_size=0.2))).code == 0
     assert rlhf("train-reward", str(write_pairs_recipe(max_steps=1)), "--output_dir", "run/reward").code == 0
+    assert rlhf("ppo", str(write_ppo_recipe()), "--output_dir", "run/ppo").code == 0
     drawn = set(re.findall(r"[\w]+\.(?:safetensors|jsonl|json|jinja|md|yaml)", block.group(1)))
     made = {path.name for path in (tmp_path / "run").rglob("*")}
     assert drawn - {"adapter_model.safetensors", "adapter_config.json"} <= made
