@@ -87,7 +87,15 @@ def measure_model(recipe: Recipe, role: Role, dtype: str, batch: Batch) -> Model
         kept_bytes=kept.total,
         cast_bytes=kept.casts,
         head_trains=head_trains,
+        cache_bytes=_cache_bytes(text, batch),
     )
+
+
+def _cache_bytes(text: PretrainedConfig, batch: Batch) -> int:
+    """Keys and values of one token in every layer."""
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return int(2 * text.num_hidden_layers * heads * width * batch.compute.itemsize)
 
 
 def _stored_bytes(recipe: Recipe, weights: int, linear: int, dtype: str) -> float:

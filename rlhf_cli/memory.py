@@ -48,6 +48,17 @@ class ModelSize:
     """Of these, copies of weights in the dtype of the computation: they do not grow with the batch."""
     head_trains: bool
     """Whether the language model head gets gradients of its own."""
+    cache_bytes: int = 0
+    """Keys and values of one token, that sampling keeps."""
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What is sampled at once."""
+
+    sequences: int
+    tokens: int
+    """Of a sequence at its end."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +75,14 @@ class Memory:
         return "\n".join([*lines, f"{'at the peak':<20} {self.peak_gib:>8.2f} of {free_gib:.2f} GiB free"])
 
 
-def estimate_memory(sizes: Mapping[str, ModelSize], value: Callable[[str], Any], tokens: int, *, device: str) -> Memory:
+def estimate_memory(
+    sizes: Mapping[str, ModelSize],
+    value: Callable[[str], Any],
+    tokens: int,
+    *,
+    device: str,
+    sampled: Sampled | None = None,
+) -> Memory:
     """Estimate what a run holds at its peak.
 
     Args:
@@ -72,6 +90,7 @@ def estimate_memory(sizes: Mapping[str, ModelSize], value: Callable[[str], Any],
         value: Gives a setting by its key.
         tokens: Of the longest batch, padding included.
         device: cpu, cuda or mps.
+        sampled: What the first of the models samples before it trains.
     """
     parts: dict[str, float] = {}
     standing = passing = gradients = 0.0
@@ -84,7 +103,16 @@ def estimate_memory(sizes: Mapping[str, ModelSize], value: Callable[[str], Any],
     slack = _SLACK_ON_CPU * max(passing, gradients) if device == "cpu" else 0.0
     together = passing + gradients if value("gradient_accumulation_steps") > 1 else max(passing, gradients)
     parts["allocator"] = slack / GIB
+    if sampled is not None:
+        rollout = _sampling_bytes(next(iter(sizes.values())), sampled)
+        parts["rollout"] = rollout / GIB
+        together = max(together, rollout)
     return Memory(parts, (standing + together + slack) / GIB)
+
+
+def _sampling_bytes(size: ModelSize, sampled: Sampled) -> float:
+    """The cache, and of the last token's logits the copies that drawing from them takes: two in fp32, three in fp64."""
+    return sampled.sequences * (sampled.tokens * size.cache_bytes + size.vocabulary * (2 * 4 + 3 * 8))
 
 
 def _parts(size: ModelSize, value: Callable[[str], Any], tokens: int, *, device: str) -> dict[str, float]:
@@ -130,7 +158,13 @@ def estimate_disk(
 
 
 def smallest_change(
-    sizes: Mapping[str, ModelSize], value: Callable[[str], Any], tokens: int, *, device: str, room_gib: float
+    sizes: Mapping[str, ModelSize],
+    value: Callable[[str], Any],
+    tokens: int,
+    *,
+    device: str,
+    room_gib: float,
+    sampled: Sampled | None = None,
 ) -> str | None:
     """The change of least consequence with which a run should fit, as recipe lines; None where none of these does.
 
@@ -140,6 +174,7 @@ def smallest_change(
         tokens: Of the longest batch.
         device: cpu, cuda or mps.
         room_gib: What there is.
+        sampled: What is sampled before training, which none of these changes.
     """
     for change, shrunk in _changes(value):
 
@@ -147,7 +182,8 @@ def smallest_change(
             return change[key] if key in change else value(key)
 
         smaller = {role: _scaled(size, shrunk) for role, size in sizes.items()}
-        if estimate_memory(smaller, changed, max(1, int(tokens * shrunk)), device=device).peak_gib <= room_gib:
+        shorter = max(1, int(tokens * shrunk))
+        if estimate_memory(smaller, changed, shorter, device=device, sampled=sampled).peak_gib <= room_gib:
             return ", ".join(f"`{key}: {str(item).lower()}`" for key, item in change.items())
     return None
 

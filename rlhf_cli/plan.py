@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_cli.errors import RecipeError
-from rlhf_cli.memory import Memory, ModelSize, estimate_disk, estimate_memory, smallest_change
+from rlhf_cli.memory import Memory, ModelSize, Sampled, estimate_disk, estimate_memory, smallest_change
 from rlhf_cli.recipe import Recipe
 from rlhf_cli.redaction import hide_named
 
@@ -98,6 +98,8 @@ class Schedule:
     steps_per_epoch: int
     text: str
     """The same for people."""
+    sampled: Sampled | None = None
+    """What each process samples at once, where it trains on what it samples."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ class Plan:
 
     def as_json(self) -> dict[str, Any]:
         """The plan as a JSON object."""
-        schedule = asdict(self.schedule)
+        schedule = {key: value for key, value in asdict(self.schedule).items() if key != "text"}
         facts = {key: value for key, value in asdict(self).items() if key != "schedule"}
         return {**facts, **schedule, "output_dir": str(self.output_dir), "settings": self.public_settings()}
 
@@ -240,10 +242,12 @@ def make_plan(  # noqa: PLR0913 - what a plan is made of
         return settings[key] if key in settings else recipe[key]
 
     longest = value("per_device_train_batch_size") * train.sequences * train.longest
-    memory = estimate_memory(sizes, value, longest, device=machine.device)
+    memory = estimate_memory(sizes, value, longest, device=machine.device, sampled=schedule.sampled)
     # Where memory runs out although the plan had room, the estimate was too low: then a fifth less is a change.
     room = min(machine.free_gib, 0.8 * memory.peak_gib)
-    smaller = smallest_change(sizes, value, longest, device=machine.device, room_gib=room) or _beyond(recipe)
+    smaller = smallest_change(
+        sizes, value, longest, device=machine.device, room_gib=room, sampled=schedule.sampled
+    ) or _beyond(recipe)
     return Plan(
         method=recipe.method,
         trains=next(iter(sizes)),

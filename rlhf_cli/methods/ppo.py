@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rlhf_cli.errors import RecipeError
+from rlhf_cli.memory import Sampled
 from rlhf_cli.methods.base import Method, reference, trained
 from rlhf_cli.model_source import Role, look_into
 from rlhf_cli.plan import POLICY, REWARD, REWARD_MODEL, VALUE, Counts, Decision, Machine, Schedule
@@ -107,7 +108,9 @@ def schedule(recipe: Recipe, train: Counts, machine: Machine) -> Schedule:
     more = f" ({rounded} more than `total_episodes`)" if rounded else ""
     times = f"{epochs} times" if epochs > 1 else "once"
     text = f"{steps:,} on {rollouts:,} rollouts of {batch:,} episodes, each trained on {times}{more}"
-    return Schedule(batch, steps, max(1, -(-train.examples // batch)) * steps_each, text)
+    at_once = min(local, recipe["local_rollout_forward_batch_size"] or local)
+    an_epoch = max(1, -(-train.examples // batch)) * steps_each
+    return Schedule(batch, steps, an_epoch, text, Sampled(at_once, train.longest))
 
 
 def decide(recipe: Recipe, machine: Machine) -> dict[str, Decision]:
