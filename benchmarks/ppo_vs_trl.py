@@ -26,7 +26,7 @@ from typing import Any
 from measure import BIN, ENVIRONMENT
 
 PROMPT, RESPONSE, EPISODES, EPOCHS, VOCABULARY = 96, 64, 32, 4, 4096
-SKIPPED = 2
+SKIPPED = 1
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 MODES: dict[str, dict[str, Any]] = {
     "lora": {"learning_rate": 3e-4, "adapts": True, "value_model": "shared"},

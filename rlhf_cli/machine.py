@@ -168,6 +168,12 @@ def settle_on_cpu() -> None:
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
+def hand_back_memory() -> None:
+    """Give freed blocks of the C library back, between phases whose tensors differ in shape and would lie between."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def _cpu_name() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():

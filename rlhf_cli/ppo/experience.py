@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_cli.errors import UserError
-from rlhf_cli.machine import gather_parts, own_part, total_memory
+from rlhf_cli.machine import gather_parts, hand_back_memory, own_part, total_memory
 from rlhf_cli.ppo import math
 from rlhf_cli.ppo.config import PPOConfig
 from rlhf_cli.ppo.model import PolicyWithValue, make_batch
@@ -114,6 +114,8 @@ class Experience:
                 yield
         finally:
             self.model.train(training)
+            if self.model.device.type == "cpu":
+                hand_back_memory()
 
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:

@@ -88,15 +88,11 @@ class PPOTrainer(Trainer):
     ) -> None:
         if args.n_gpu > 1:
             raise RecipeError("one process trains on one GPU", hint="accelerate launch, or CUDA_VISIBLE_DEVICES=0")
-        if isinstance(model, str):
-            how = {"dtype": torch.float32, "trust_remote_code": args.trust_remote_code}
-            model = AutoModelForCausalLM.from_pretrained(model, **how, **as_mapping(args.model_init_kwargs))
+        if peft_config is not None:
+            continues = False
+        model = _make_model(model, args, peft_config)
         if processing_class is None:
             processing_class = AutoTokenizer.from_pretrained(model.config.name_or_path)
-        if isinstance(model, PreTrainedModel) and peft_config is not None:
-            model, continues = get_peft_model(model, peft_config), False
-        if not isinstance(model, PolicyWithValue):
-            model = PolicyWithValue(model, temperature=args.temperature)
         train_dataset = encode_prompts(train_dataset, processing_class, args, model)
         if eval_dataset is not None:
             eval_dataset = encode_prompts(eval_dataset, processing_class, args, model)
@@ -112,14 +108,9 @@ class PPOTrainer(Trainer):
         )
         args.settle(len(train_dataset), args.world_size)
         self.kl_coef = args.kl_coef
-        several: Sequence[Any] = reward_funcs if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
-        rewards: list[Any] = [each if hasattr(each, "judge") else FunctionReward(each) for each in several]
-        for reward in rewards:
-            if isinstance(reward, FunctionReward):
-                reward.state = lambda: self.state
         self.experience = Experience(
             model,
-            Rewards(rewards, args),
+            self._take_rewards(reward_funcs),
             args,
             processing_class,
             reference=self._make_reference(model, continues=continues),
@@ -133,6 +124,14 @@ class PPOTrainer(Trainer):
         self._started = time.perf_counter()
         self._made = 0
         self._rollout_ready = self._started
+
+    def _take_rewards(self, given: Any) -> Rewards:
+        several: Sequence[Any] = given if isinstance(given, (list, tuple)) else [given]
+        rewards: list[Any] = [each if hasattr(each, "judge") else FunctionReward(each) for each in several]
+        for reward in rewards:
+            if isinstance(reward, FunctionReward):
+                reward.state = lambda: self.state
+        return Rewards(rewards, self.args)
 
     def _make_reference(self, model: PolicyWithValue, *, continues: bool | None) -> PreTrainedModel | None:
         if not self.args.kl_coef:
@@ -360,3 +359,17 @@ class PPOTrainer(Trainer):
         keepers = [callback for callback in self.callback_handler.callbacks if hasattr(callback, "kept")]
         for callback, kept_state in zip(keepers, state["callbacks"], strict=False):
             callback.kept = kept_state
+
+
+def _make_model(
+    model: str | PreTrainedModel | PeftModel | PolicyWithValue, config: PPOConfig, adapter: PeftConfig | None
+) -> PolicyWithValue:
+    """A policy with its value, from whatever was given; one that is loaded by name is held in fp32."""
+    if isinstance(model, PolicyWithValue):
+        return model
+    if isinstance(model, str):
+        how = {"dtype": torch.float32, "trust_remote_code": config.trust_remote_code}
+        model = AutoModelForCausalLM.from_pretrained(model, **how, **as_mapping(config.model_init_kwargs))
+    if adapter is not None:
+        model = get_peft_model(model, adapter)
+    return PolicyWithValue(model, temperature=config.temperature)
