@@ -5,7 +5,7 @@ environment, model, reward model, prompts, lengths and epochs; every response ha
 the same. TRL at its best: `ACCELERATE_MIXED_PRECISION=bf16`, without which transformers 5 lets its `bf16` do nothing;
 padding that is not the end token; one minibatch, the only number it trains rightly with; nothing saved. The model is a
 random Llama of 30 M parameters (hidden 512, 8 layers, vocabulary 4,096); prompts have 96 tokens, responses 64; a
-rollout is 32 episodes, trained on 4 times. Every run has a process of its own; the first rollouts, which warm up, do
+rollout is 32 episodes, trained on 4 times. Every run has a process of its own; the first rollout, which warms up, does
 not count.
 """
 

@@ -14,7 +14,7 @@ from rlhf_cli.run_dir import RunDir
 MAY_CHANGE_ON_RESUME = frozenset({
     # How long, see `refuse_other_length`; what is written down on the way; and what changes where a run computes and
     # how much memory that takes, but not what it computes. All else would make it another run.
-    "max_steps", "num_train_epochs", "method", "output_dir",
+    "max_steps", "num_train_epochs", "total_episodes", "stop_at_kl", "method", "output_dir",
     "use_cpu", "activation_checkpointing", "activation_checkpointing_kwargs", "activation_offloading",
     "gradient_checkpointing", "gradient_checkpointing_kwargs", "torch_empty_cache_steps",
     "save_strategy", "save_steps", "save_total_limit", "save_on_each_node",

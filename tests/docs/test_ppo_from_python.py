@@ -25,3 +25,5 @@ def test_the_example_trains(tiny_chat: Path, tmp_path: Path, monkeypatch: pytest
     log = next(log for log in trainer.state.log_history if "objective/scores" in log)
     assert -4 <= log["objective/scores"] <= -1
     assert log["objective/kl"] == 0
+    told = README.read_text()
+    assert [name for name in log if "/" in name and not name.startswith("rewards/") and f"`{name}`" not in told] == []

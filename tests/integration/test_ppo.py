@@ -291,3 +291,47 @@ def test_a_separate_critic_begins_as_the_normalised_reward_model(
     trained = load_file(tmp_path / "reward/adapter_model.safetensors")["base_model.model.score.weight"]
     assert head["weight"] == pytest.approx(trained / stamp["std"], abs=1e-6)
     assert float(head["bias"]) == pytest.approx(-stamp["mean"] / stamp["std"], rel=1e-6)
+
+
+def test_functions_get_the_columns_of_their_row(
+    rlhf: Callable[..., Any], write_ppo_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    """As GSM8K is laid out: a question is asked, and its answer judges; unread columns come along."""
+    rows = [{"question": f"{n}+1?", "answer": f"so\n#### {n + 1}", "level": n} for n in range(8)]
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "judge.py").write_text(
+        "import json\n\n\ndef judge(prompts, completions, answer, level, **rest):\n"
+        "    assert set(rest) == {'completion_ids', 'trainer_state', 'question'}, rest\n"
+        "    for prompt, right, number in zip(prompts, answer, level):\n"
+        "        assert prompt == [{'role': 'user', 'content': f'{number}+1?'}]\n"
+        "        assert right.endswith(f'#### {number + 1}')\n"
+        "    return [float(number) for number in level]\n"
+    )
+    recipe = write_ppo_recipe(dataset_name="sums.jsonl", reward_funcs="judge.py:judge", total_episodes=8)
+    done = rlhf("ppo", str(recipe))
+    assert done.code == 0, done.err
+    assert logs(tmp_path / "run")[0]["objective/scores"] == pytest.approx(3.5)
+
+
+def test_prompts_that_repeat_are_told(
+    rlhf: Callable[..., Any], write_ppo_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    recipe = write_ppo_recipe(test_split_size=3)
+    rows = [json.dumps({"prompt": "the same"}), *[json.dumps({"prompt": f"{n}?"}) for n in range(2)]] * 4
+    (tmp_path / "prompts.jsonl").write_text("\n".join(rows) + "\n")
+    told = rlhf("ppo", str(recipe), "--dry-run").err
+    assert "6 of 9 prompts are there before" in told
+    assert "3 of the held-out prompts are trained on too" in told
+
+
+def test_an_epoch_is_a_round_of_the_prompts(
+    rlhf: Callable[..., Any], write_ppo_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Ten prompts in rollouts of eight: an epoch is two rollouts of two steps."""
+    recipe = write_ppo_recipe(save_strategy="epoch", total_episodes=48)
+    done = rlhf("ppo", str(recipe))
+    assert done.code == 0, done.err
+    assert sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*")) == [
+        "checkpoint-12", "checkpoint-4", "checkpoint-8",
+    ]  # fmt: skip
+    assert [log["epoch"] for log in logs(tmp_path / "run")] == pytest.approx([0.8 * n for n in range(1, 7)])
