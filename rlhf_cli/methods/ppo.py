@@ -118,7 +118,9 @@ def decide(recipe: Recipe, machine: Machine) -> dict[str, Decision]:
     in_bf16 = machine.bf16 and (recipe["bf16"] or "bf16" not in recipe)
     if machine.device != "cpu" or not in_bf16 or recipe["load_in_4bit"]:
         return {}
-    found = {"attn_implementation": Decision("eager", "on a CPU the quicker one at a response's length")}
+    found = {}
+    if recipe["value_model"] == "shared":  # two trunks would keep twice as much of it
+        found["attn_implementation"] = Decision("eager", "on a CPU the quicker one at a response's length")
     if recipe["use_peft"] or look_into(str(recipe["model_name_or_path"])).adapter:
         found["dtype"] = Decision("bfloat16", "frozen weights are not cast for every token of a response")
     return found
