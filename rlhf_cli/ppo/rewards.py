@@ -252,7 +252,11 @@ def _load_module(place: str) -> ModuleType:
             raise RecipeError(f"`{place}` is no Python file")
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
-        spec.loader.exec_module(module)
+        writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # nothing is left beside the user's file
+        try:
+            spec.loader.exec_module(module)
+        finally:
+            sys.dont_write_bytecode = writes
     except RecipeError:
         raise
     except Exception as error:

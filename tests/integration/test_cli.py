@@ -92,7 +92,7 @@ def test_check_without_a_method_says_how_to_name_one(
 ) -> None:
     done = rlhf("check", str(write_recipe()))
     assert done.code == 2
-    assert "add `method: …`, one of dpo, eval, sft, train-reward, or pass `--method`" in done.err
+    assert "add `method: …`, one of dpo, eval, ppo, sft, train-reward, or pass `--method`" in done.err
 
 
 def test_resolved_names_the_line_of_every_value(write_recipe: Callable[..., Path], rlhf: Callable[..., Any]) -> None:
