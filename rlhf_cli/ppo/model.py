@@ -173,20 +173,14 @@ class PolicyWithValue(nn.Module):
 
     @contextmanager
     def with_adapter(self, name: str | None) -> Iterator[None]:
-        """Have another adapter on, or none; PEFT changes what requires gradients on the way, which is put back."""
-        trained = {id(parameter) for parameter in self.policy.parameters() if parameter.requires_grad}
-        own = self.policy.active_adapter
-        try:
+        """Have another adapter on, or none."""
+        with kept_in_place(self.policy):
             if name is None:
                 with self.policy.disable_adapter():
                     yield
             else:
                 self.policy.set_adapter(name)
                 yield
-        finally:
-            self.policy.set_adapter(own)
-            for parameter in self.policy.parameters():
-                parameter.requires_grad_(id(parameter) in trained)
 
     @staticmethod
     def _hidden(trunk: nn.Module, input_ids: Tensor, attention_mask: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -258,10 +252,20 @@ def disable_dropout(model: nn.Module) -> None:
 def copy_adapter(policy: PeftModel, name: str) -> None:
     """A frozen copy of the active adapter under another name."""
     own = policy.active_adapter
+    with kept_in_place(policy):
+        policy.add_adapter(name, policy.peft_config[own])
+        tensors = get_peft_model_state_dict(policy, adapter_name=own)
+        set_peft_model_state_dict(policy, tensors, adapter_name=name)
+
+
+@contextmanager
+def kept_in_place(policy: PeftModel) -> Iterator[None]:
+    """Put back the adapter that is on, and what requires gradients: PEFT changes both when it is asked for others."""
+    own = policy.active_adapter
     trained = {id(parameter) for parameter in policy.parameters() if parameter.requires_grad}
-    policy.add_adapter(name, policy.peft_config[own])
-    tensors = get_peft_model_state_dict(policy, adapter_name=own)
-    set_peft_model_state_dict(policy, tensors, adapter_name=name)
-    policy.set_adapter(own)
-    for parameter in policy.parameters():
-        parameter.requires_grad_(id(parameter) in trained)
+    try:
+        yield
+    finally:
+        policy.set_adapter(own)
+        for parameter in policy.parameters():
+            parameter.requires_grad_(id(parameter) in trained)

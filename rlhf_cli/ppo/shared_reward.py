@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rlhf_cli.errors import RecipeError
-from rlhf_cli.ppo.model import PolicyWithValue, disable_dropout
+from rlhf_cli.ppo.model import PolicyWithValue, disable_dropout, kept_in_place
 from rlhf_cli.render import ensure_chat_template
 from rlhf_cli.reward_model import RewardModel, member_folders, read_stamp, refuse_other
 
@@ -70,14 +70,12 @@ class _Trunk:
             raise RecipeError(f"the adapter in `{folder}` has no `{_HEAD}`, so it gives no scores")
         config = PeftConfig.from_pretrained(folder)
         config.modules_to_save, config.task_type, config.inference_mode = None, "CAUSAL_LM", True
-        trained = {id(parameter) for parameter in policy.parameters() if parameter.requires_grad}
-        policy.add_adapter(name, config)
         rest = {key: tensor for key, tensor in tensors.items() if key not in heads}
-        unplaced = set_peft_model_state_dict(policy, rest, adapter_name=name).unexpected_keys
+        with kept_in_place(policy):
+            policy.add_adapter(name, config)
+            unplaced = set_peft_model_state_dict(policy, rest, adapter_name=name).unexpected_keys
         if unplaced:
             raise RecipeError(f"the adapter in `{folder}` does not fit on the policy: {unplaced[0]} has no place")
-        for parameter in policy.parameters():
-            parameter.requires_grad_(id(parameter) in trained)
         self._heads[name] = self._make_head(heads)
 
     def _make_head(self, tensors: Mapping[str, Tensor]) -> nn.Linear:
