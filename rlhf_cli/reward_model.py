@@ -350,9 +350,9 @@ def score_stored_answers(model: RewardModel) -> Scores | None:
     return model.score([model.render(row["prompt"], row["response"], beside=row) for row in rows])
 
 
-def measure_scale(model: RewardModel) -> Scale | None:
+def measure_scale(model: RewardModel, scores: Scores | None = None) -> Scale | None:
     """Score the stored answers again, since another quantisation shifts scores; None where none are stored."""
-    scores = score_stored_answers(model)
+    scores = score_stored_answers(model) if scores is None else scores
     if scores is None or "scores" not in model.stamp:
         return None
     stamped, scores = model.stamp["scores"], scores.mean(axis=1)

@@ -138,12 +138,12 @@ _NOT_ROLLOUTS = (
 _METRICS = ["reward", "gain", "eval_reward", "eval_gain"]
 
 
-def _warn(when: dict[str, Any], message: str, fix: str) -> dict[str, Any]:
-    return {"when": when, "message": message, "fix": fix, "severity": "warning"}
-
-
 def _unread(keys: Sequence[str], when: dict[str, Any], because: str) -> list[dict[str, Any]]:
-    return [_warn({key: "*", **when}, f"`{key}` is not read: {because}", "remove it") for key in keys]
+    message = "`{}` is not read: " + because
+    return [
+        {"when": {key: "*", **when}, "message": message.format(key), "fix": "remove it", "severity": "warning"}
+        for key in keys
+    ]
 
 
 METHOD = Method(

@@ -48,7 +48,7 @@ def assemble(config: PPOConfig, loaded: Loaded, data: Encodings) -> PPOTrainer:
     names = _told_apart(paths)
     judges = [ModelReward(each, config, name=name) for each, name in zip(models, names, strict=True)]
     for judge in judges if config.normalize_rewards else []:
-        scale = measure_scale(judge.model)
+        scale = measure_scale(judge.model, judge.stored)
         say(f"{judge.name}: {scale.as_text() if scale else 'no stored answers to bring its scores to a scale by'}")
     rewards: list[Reward] = [*judges]
     rewards += [load_function(name) for name in _names(config.reward_funcs)]

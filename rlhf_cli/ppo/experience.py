@@ -28,7 +28,7 @@ _BATCH_TOKENS = {"cuda": 16_384, "cpu": 4096}
 
 @dataclass
 class Rollout:
-    """The episodes of all processes, in each of them, and how they are cut into minibatches."""
+    """The episodes of all processes, in each of them, and what they come to."""
 
     number: int
     episodes: list[Episode]

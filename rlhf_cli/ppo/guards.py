@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -30,32 +29,16 @@ class Watched:
     """Rollouts at the beginning that are not looked at."""
 
 
-def _above(name: str, limit: float, what: str) -> Callable[[Metrics, Metrics], str | None]:
+def _when(
+    name: str, is_wrong: Callable[[float, float], bool], what: str
+) -> Callable[[Metrics, Metrics], str | None]:  # fmt: skip
+    """A fault of one metric, by its value now and in the first rollout; a rollout that has not got it has no fault."""
+
     def look(now: Metrics, first: Metrics) -> str | None:
-        value = now.get(name, 0.0)
-        return what.format(value) if value > limit else None
-
-    return look
-
-
-def _below(name: str, limit: float, what: str) -> Callable[[Metrics, Metrics], str | None]:
-    def look(now: Metrics, first: Metrics) -> str | None:
-        value = now.get(name, math.inf)
-        return what.format(value) if value < limit else None
-
-    return look
-
-
-def _fell_to(name: str, share: float, what: str) -> Callable[[Metrics, Metrics], str | None]:
-    def look(now: Metrics, first: Metrics) -> str | None:
-        return what.format(now[name], first[name]) if now[name] < share * first[name] else None
-
-    return look
-
-
-def _grew_to(name: str, factor: float, what: str) -> Callable[[Metrics, Metrics], str | None]:
-    def look(now: Metrics, first: Metrics) -> str | None:
-        return what.format(now[name], first[name]) if now[name] > factor * first[name] else None
+        if name not in now:
+            return None
+        value, before = now[name], first.get(name, now[name])
+        return what.format(value, before) if is_wrong(value, before) else None
 
     return look
 
@@ -67,29 +50,43 @@ def _eos(now: Metrics, first: Metrics) -> str | None:
 
 WATCHED: dict[str, Watched] = {
     "ratio": Watched(
-        _above("val/ratio_var", 1.0, "the ratio to the policy that sampled varies by {:.2g}"),
+        _when("val/ratio_var", lambda now, _: now > 1.0, "the ratio to the policy that sampled varies by {:.2g}"),
         "lower `learning_rate` or `num_ppo_epochs`, or set `target_kl`",
     ),
     "clip_fraction": Watched(
-        _above("policy/clipfrac_avg", 0.5, "{:.0%} of the tokens are clipped, so most of an update is thrown away"),
+        _when(
+            "policy/clipfrac_avg",
+            lambda now, _: now > 0.5,
+            "{:.0%} of the tokens are clipped, so most of an update is thrown away",
+        ),
         "lower `learning_rate` or `num_ppo_epochs`",
     ),
     "entropy": Watched(
-        _fell_to("objective/entropy_per_token", 0.1, "entropy has collapsed to {:.2g} nats a token, from {:.2g}"),
+        _when(
+            "objective/entropy_per_token",
+            lambda now, first: now < 0.1 * first,
+            "entropy has collapsed to {:.2g} nats a token, from {:.2g}",
+        ),
         "raise `kl_coef`, lower `learning_rate`, or set `entropy_coef`",
     ),
     "eos": Watched(_eos, "set `missing_eos_penalty`, or raise `response_length`"),
     "length": Watched(
-        _grew_to("completions/mean_length", 2.0, "responses have grown to {:.0f} tokens, from {:.0f}"),
+        _when(
+            "completions/mean_length",
+            lambda now, first: now > 2.0 * first,
+            "responses have grown to {:.0f} tokens, from {:.0f}",
+        ),
         "see whether the reward likes length for its own sake: `rlhf eval` tells of a reward model",
     ),
     "repetition": Watched(
-        _above("completions/repetition", 0.5, "{:.0%} of each response repeats itself"),
+        _when("completions/repetition", lambda now, _: now > 0.5, "{:.0%} of each response repeats itself"),
         "raise `kl_coef`: the reward is being gamed",
     ),
     "value": Watched(
-        _below(
-            "val/explained_var", 0.0, "the value explains {:.2f} of the returns' variance, which is worse than none"
+        _when(
+            "val/explained_var",
+            lambda now, _: now < 0.0,
+            "the value explains {:.2f} of the returns' variance, which is worse than none",
         ),
         "set `value_warmup_rollouts` or `value_learning_rate`, or widen `cliprange_value`",
         after=10,  # a new head begins with nothing

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from rlhf_cli.errors import DataError, RecipeError
 from rlhf_cli.ppo.config import PPOConfig
-from rlhf_cli.reward_model import RewardModel, score_stored_answers
+from rlhf_cli.reward_model import RewardModel, Scores, score_stored_answers
 from rlhf_cli.rows import BadRow, kind_of
 
 _TAKEN = {"prompt", "prompts", "completion", "completions", "completion_ids", "trainer_state"}
@@ -136,7 +136,9 @@ class ModelReward:
         self.model = model
         self.name = name or Path(model.name).name
         self._config = config
-        self.mean, self.std = _scale_of(model) if config.normalize_rewards else (np.zeros(1), np.ones(1))
+        self.stored = score_stored_answers(model) if config.normalize_rewards else None
+        """Scores of the answers stored with it, as it is loaded now."""
+        self.mean, self.std = _scale_of(model, self.stored) if config.normalize_rewards else (np.zeros(1), np.ones(1))
         """Of each member's scores on the stored answers; 0 and 1 where none are known, or asked for."""
 
     def judge(self, answers: Sequence[Answer]) -> Judged:
@@ -168,12 +170,11 @@ class ModelReward:
         return np.asarray(scores.mean(axis=1) - penalty)
 
 
-def _scale_of(model: RewardModel) -> tuple[Floats, Floats]:
+def _scale_of(model: RewardModel, scores: Scores | None) -> tuple[Floats, Floats]:
     """Mean and standard deviation of each member's scores on the stored answers, as the model is loaded now.
 
     Each has its own, since a reward is learnt from comparisons, and so up to a constant.
     """
-    scores = score_stored_answers(model)
     if scores is None or len(scores) < 2:
         stamped = model.stamp.get("scores", {"mean": 0.0, "std": 1.0})
         return np.array([stamped["mean"]]), np.array([stamped["std"] or 1.0])
