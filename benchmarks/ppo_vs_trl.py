@@ -1,9 +1,7 @@
 """PPO beside TRL's last: python benchmarks/ppo_vs_trl.py --trl DIR [--rounds N] [--rollouts N] [--modes …] [--json].
 
-DIR holds TRL 1.12.0's wheel unpacked (`pip download --no-deps trl==1.12.0`, `unzip`), the last with a PPOTrainer. Same
-environment, model, reward model, prompts, lengths and epochs; every response has all its tokens, so that the work is
-the same. TRL at its best: `ACCELERATE_MIXED_PRECISION=bf16`, without which transformers 5 lets its `bf16` do nothing;
-padding that is not the end token; one minibatch, the only number it trains rightly with; nothing saved. The model is a
+DIR holds TRL 1.12.0's wheel unpacked (see trl_ppo.py, which also has its settings). Same environment, model, reward
+model, prompts, lengths and epochs; every response has all its tokens, so that the work is the same. The model is a
 random Llama of 30 M parameters (hidden 512, 8 layers, vocabulary 4,096); prompts have 96 tokens, responses 64; a
 rollout is 32 episodes, trained on 4 times. Every run has a process of its own; the first rollout, which warms up, does
 not count.
@@ -18,15 +16,13 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from measure import BIN, ENVIRONMENT
+from trl_ppo import SKIPPED, Wanted, run_quietly, run_trl
 
 PROMPT, RESPONSE, EPISODES, EPOCHS, VOCABULARY = 96, 64, 32, 4, 4096
-SKIPPED = 1
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 MODES: dict[str, dict[str, Any]] = {
     "lora": {"learning_rate": 3e-4, "adapts": True, "value_model": "shared"},
@@ -46,12 +42,7 @@ def main() -> None:
     parser.add_argument("--rollouts", type=int, default=6)
     parser.add_argument("--modes", nargs="+", default=list(MODES), choices=list(MODES))
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--child", nargs=3)
     asked = parser.parse_args()
-    if asked.child:
-        mode, folder, seed = asked.child
-        train_with_trl(mode, Path(folder), int(seed), asked.rollouts)
-        return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         subprocess.run([sys.executable, __file__, "--make", str(folder)], check=True, env=ENVIRONMENT)
@@ -64,7 +55,8 @@ def compare(mode: str, folder: Path, asked: argparse.Namespace) -> None:
     ours, theirs = [], []
     for seed in range(asked.rounds):
         ours.append(run_rlhf(mode, folder, seed, asked.rollouts))
-        theirs.append(run_trl(mode, folder, seed, asked))
+        found = run_trl(wanted(mode, folder, seed, asked.rollouts), asked.trl)
+        theirs.append({"eps": found["eps"], "peak_mib": found["peak_mib"], **told(found["logs"])})
     pairs = list(zip(ours, theirs, strict=True))
     found = {
         "mode": mode,
@@ -88,6 +80,15 @@ def compare(mode: str, folder: Path, asked: argparse.Namespace) -> None:
         "memory",
         flush=True,
     )
+
+
+def wanted(mode: str, folder: Path, seed: int, rollouts: int) -> Wanted:
+    """The run of TRL's that does the same."""
+    return Wanted(
+        policy=str(folder / "policy"), reward=str(folder / "reward"), prompts=str(folder / "prompts.jsonl"),
+        lora=LORA if MODES[mode]["adapts"] else None, learning_rate=MODES[mode]["learning_rate"], response=RESPONSE,
+        episodes=EPISODES, parts=2, epochs=EPOCHS, rollouts=rollouts, seed=seed,
+    )  # fmt: skip
 
 
 # --- ours -------------------------------------------------------------------------------------------------------------
@@ -144,85 +145,6 @@ def told(logs: list[dict[str, float]]) -> dict[str, float]:
         "gain": statistics.fmean(log["objective/scores"] for log in last) - logs[0]["objective/scores"],
         "kl": statistics.fmean(log["objective/kl"] for log in last),
     }
-
-
-def run_quietly(command: list[str], environment: dict[str, str]) -> float:
-    """Run a command to its end; its peak memory in MiB."""
-    with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen(command, stdout=said, stderr=said, env={**ENVIRONMENT, **environment})
-        # The kernel keeps the peak; to look at gigabytes of pages every few milliseconds would slow the process down.
-        _, status, used = os.wait4(process.pid, 0)
-        if status:
-            said.seek(0)
-            raise SystemExit(said.read().decode()[-3000:])
-    return used.ru_maxrss / 1024
-
-
-# --- TRL's ------------------------------------------------------------------------------------------------------------
-
-
-def run_trl(mode: str, folder: Path, seed: int, asked: argparse.Namespace) -> dict[str, float]:
-    """One run of TRL 1.12's PPOTrainer."""
-    command = [sys.executable, __file__, "--trl", str(asked.trl), "--rollouts", str(asked.rollouts)]
-    environment = {
-        "PYTHONPATH": str(asked.trl), "ACCELERATE_MIXED_PRECISION": "bf16", "OMP_NUM_THREADS": str(os.cpu_count()),
-        "TRL_EXPERIMENTAL_SILENCE": "1",
-    }  # fmt: skip
-    peak = run_quietly([*command, "--child", mode, str(folder), str(seed)], environment)
-    return {**json.loads((folder / "trl.json").read_text()), "peak_mib": peak}
-
-
-def train_with_trl(mode: str, folder: Path, seed: int, rollouts: int) -> None:
-    """What a user of TRL 1.12 would write, with its best settings."""
-    import torch
-    import trl
-    from datasets import Dataset
-    from peft import LoraConfig
-    from transformers import (
-        AutoModelForCausalLM,
-        AutoModelForSequenceClassification,
-        AutoTokenizer,
-        TrainerCallback,
-    )
-    from trl.experimental.ppo import PPOConfig, PPOTrainer
-
-    assert trl.__version__.startswith("1.12")
-    tokenizer = AutoTokenizer.from_pretrained(folder / "policy", padding_side="left")
-    texts = [json.loads(line)["text"] for line in (folder / "prompts.jsonl").read_text().splitlines()]
-    dataset = Dataset.from_dict({"input_ids": [tokenizer(text)["input_ids"] for text in texts]})
-    settings, moments, logs = MODES[mode], [], []
-
-    class Watch(TrainerCallback):  # type: ignore[misc]
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-            moments.append(time.perf_counter())
-            records.append(dict(logs))
-
-    records: list[dict[str, float]] = logs
-    config = PPOConfig(
-        output_dir=str(folder / "trl"), learning_rate=settings["learning_rate"], response_length=RESPONSE,
-        num_ppo_epochs=EPOCHS, num_mini_batches=1, per_device_train_batch_size=EPISODES // 2,
-        gradient_accumulation_steps=2, total_episodes=rollouts * EPISODES, seed=seed, use_cpu=True, bf16=True,
-        save_strategy="no", report_to="none", num_sample_generations=0, temperature=1.0, stop_token=None,
-        adam_epsilon=1e-5,
-    )  # fmt: skip
-    load = AutoModelForCausalLM.from_pretrained
-    score = AutoModelForSequenceClassification.from_pretrained
-    trainer = PPOTrainer(
-        args=config,
-        processing_class=tokenizer,
-        model=load(folder / "policy", dtype=torch.float32),
-        ref_model=None,
-        reward_model=score(folder / "reward", num_labels=1, dtype=torch.float32),
-        value_model=score(folder / "reward", num_labels=1, dtype=torch.float32),
-        train_dataset=dataset,
-        peft_config=LoraConfig(**LORA, task_type="CAUSAL_LM") if settings["adapts"] else None,
-        callbacks=[Watch()],
-    )
-    trainer.train()
-    kept = [record for record in records if "objective/scores" in record]
-    steps = [after - before for before, after in pairwise(moments)][SKIPPED - 1 :]
-    found = {"eps": EPISODES / statistics.median(steps), **told(kept)}
-    (folder / "trl.json").write_text(json.dumps(found))
 
 
 # --- models -----------------------------------------------------------------------------------------------------------
