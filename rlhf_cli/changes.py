@@ -19,7 +19,7 @@ MAY_CHANGE_ON_RESUME = frozenset({
     "gradient_checkpointing", "gradient_checkpointing_kwargs", "torch_empty_cache_steps",
     "save_strategy", "save_steps", "save_total_limit", "save_on_each_node",
     "logging_strategy", "logging_steps", "logging_first_step", "log_level", "log_level_replica", "log_on_each_node",
-    "report_to", "run_name", "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id",
+    "report", "report_to", "run_name", "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id",
     "push_to_hub", "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push", "hub_revision",
     "dataloader_num_workers", "dataloader_prefetch_factor", "dataloader_persistent_workers", "dataloader_pin_memory",
     "dataset_num_proc", "env",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_cli.errors import EnvironmentFault, Problem, RecipeError, UserError
+from rlhf_cli.eval_recipe import EVALUATION
 from rlhf_cli.methods import METHODS
 from rlhf_cli.methods.base import Method
 from rlhf_cli.recipe import Recipe, apply_environment, read_recipe
@@ -35,6 +36,7 @@ def check_recipe(
     try:
         recipe = read_recipe(Path(name), method=method)
         problems = recipe.warnings
+        next(command for command in (*METHODS, EVALUATION) if command.command == recipe.method).check(recipe)
         if wanted:
             apply_environment(recipe)
         _inspect(recipe, wanted, outcome, show=form == "human")

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ import typer
 from rlhf_cli import __version__
 from rlhf_cli.arguments import split_arguments, without_launch_options
 from rlhf_cli.check import check_recipe
+from rlhf_cli.ci import annotate, write_junit
 from rlhf_cli.errors import Problem, RecipeError, UserError
 from rlhf_cli.eval_recipe import EVALUATION
 from rlhf_cli.gates import gate_error
@@ -24,6 +26,7 @@ from rlhf_cli.methods import METHODS
 from rlhf_cli.methods.base import Method
 from rlhf_cli.recipe import Recipe, apply_environment, read_recipe
 from rlhf_cli.run_dir import RunDir, finite, output_dir_of, refuse_unusable
+from rlhf_cli.runs_app import runs_app
 from rlhf_cli.schema import load_schema, method_names
 from rlhf_cli.terminal import printable, say, say_error
 
@@ -176,22 +179,30 @@ def evaluate(
     context: typer.Context,
     recipe: RecipeFile,
     as_json: Annotated[bool, typer.Option("--json", help="Write the outcome to stdout as JSON.")] = False,
+    junit: Annotated[Path | None, typer.Option(help="Write the gates here, as JUnit XML.")] = None,
 ) -> None:
-    """Judge a reward model on held-out preferences; gates set the exit code.
+    """Compare policies on held-out prompts, or judge a reward model; gates set the exit code.
 
     Any key of the recipe can be given here too and wins over the file.
     """
+    started = time.monotonic()
     path, overrides = split_arguments([recipe, *context.args], EVALUATION.command)
     checked = read_recipe(path, method=EVALUATION.command, overrides=overrides)
     _show_warnings(checked.warnings)
+    EVALUATION.check(checked)
     apply_environment(checked)
     say(f"{EVALUATION.command} {path}: {len(checked.values)} keys, all good; loading torch and transformers")
     from rlhf_cli.evaluate import evaluate as judge
 
-    card, outcome = judge(checked)
-    typer.echo(json.dumps(finite(outcome), default=str) if as_json else card.as_text())
-    if card.failed_gates:
-        raise gate_error(card.failed_gates, where=checked.where("gates"))
+    found = judge(checked)
+    error = gate_error(found.failed_gates, where=checked.where("gates")) if found.failed_gates else None
+    if os.environ.get("RANK", "0") == "0":
+        typer.echo(json.dumps(finite(found.outcome), default=str) if as_json else found.text)
+        if junit is not None:
+            write_junit(junit, str(path), found.gates, time.monotonic() - started)
+        annotate(error.problems if error else [], found.text)
+    if error:
+        raise error
 
 
 @app.command()
@@ -310,6 +321,9 @@ def init(
     )
     say(f"wrote {path}")
     say_error(f"hint: rlhf check {path} --data, then rlhf {method} {path}")
+
+
+app.add_typer(runs_app)
 
 
 # --- the rest -----------------------------------------------------------------------------------------------------

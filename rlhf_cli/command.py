@@ -6,6 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from rlhf_cli.recipe import Recipe
+
+
+def _nothing_more(recipe: Recipe) -> None:
+    pass
+
 
 @dataclass(frozen=True)
 class Command:
@@ -27,6 +33,8 @@ class Command:
     """Keys that people try and that it does not have, and why, or what to write instead."""
     rules: tuple[dict[str, Any], ...] = field(default=(), kw_only=True)
     """Keys that do not go together, beyond `RULES` of the overlay."""
+    check: Callable[[Recipe], None] = field(default=_nothing_more, kw_only=True)
+    """Raises for what no schema says of its keys."""
     required: tuple[tuple[str, ...], ...] = field(
         default=(("model_name_or_path",), ("dataset_name", "datasets")), kw_only=True
     )

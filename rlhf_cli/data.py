@@ -147,7 +147,7 @@ def _collect(recipe: Recipe, checked: Iterator[Checked]) -> tuple[Dataset, list[
 
 def _beside(recipe: Recipe, checked: Checked) -> dict[str, Any]:
     """All columns of a row as they are, where functions will ask for them."""
-    if not recipe.get("reward_funcs"):
+    if not recipe.get("reward_funcs") and not recipe.get("models"):
         return {}
     return {"columns": json.loads(json.dumps(dict(checked.raw), default=str))}
 

@@ -1,9 +1,13 @@
-"""The recipe of an evaluation: its keys."""
+"""The recipe of an evaluation: its keys, and which of them go together."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from rlhf_cli.command import Command
-from rlhf_cli.gates import GATES
+from rlhf_cli.errors import Problem, RecipeError
+from rlhf_cli.gates import EVALUATION_GATES, METRICS
+from rlhf_cli.recipe import Recipe
 
 
 def config_classes() -> tuple[type, ...]:
@@ -13,21 +17,158 @@ def config_classes() -> tuple[type, ...]:
     return (DatasetMixtureConfig,)
 
 
+def models_of(recipe: Recipe) -> dict[str, str]:
+    """The policies that are compared, by name; one that is not named is called like its folder.
+
+    Raises:
+        RecipeError: when two are called alike.
+    """
+    given = recipe["models"] or {}
+    if isinstance(given, dict):
+        return {str(name): str(path) for name, path in given.items()}
+    names = [Path(path).name for path in given]
+    if len(set(names)) < len(names):
+        raise RecipeError(
+            f"two of `models` are called `{max(names, key=names.count)}`",
+            where=recipe.where("models"),
+            hint="write names for them: `models: {sft: runs/1/model, ppo: runs/2/model}`",
+        )
+    return dict(zip(names, given, strict=True))
+
+
+def check_evaluation(recipe: Recipe) -> None:
+    """Check what no schema says of the keys of an evaluation.
+
+    Raises:
+        RecipeError: with every problem found.
+    """
+    problems = _check_policies(recipe) if recipe["models"] else _check_reward_model(recipe)
+    if problems:
+        raise RecipeError("; ".join(problem.what for problem in problems), problems=problems)
+
+
+def _check_policies(recipe: Recipe) -> list[Problem]:
+    models = models_of(recipe)
+    found = []
+    for key in ("baseline", "reference", "frontier"):
+        if recipe[key] is not None and recipe[key] not in models:
+            fix = f"one of {', '.join(models)}"
+            found.append(recipe.problem(key, f"`{key}` is `{recipe[key]}`, which is not one of `models`", fix))
+    if not any(recipe[key] for key in ("reward_model_path", "reward_funcs", "verdicts_file")) and len(models) > 1:
+        what = "nobody judges: there is no `reward_model_path`, `reward_funcs` or `verdicts_file`"
+        found.append(recipe.problem("models", what, "add one, best a judge that no model was trained against"))
+    for gate in recipe["gates"]:
+        if gate["metric"] in METRICS:
+            what = f"`{gate['metric']}` is a number of a reward model, and this compares `models`"
+            found.append(recipe.problem("gates", what, "such as win_rate, reward_difference or kl"))
+        if gate.get("model", next(iter(models))) not in models:
+            what = f"a gate asks for the model `{gate['model']}`, which is not one of `models`"
+            found.append(recipe.problem("gates", what, f"one of {', '.join(models)}"))
+    return found
+
+
+def _check_reward_model(recipe: Recipe) -> list[Problem]:
+    found = []
+    if not isinstance(recipe["reward_model_path"], str):
+        fix = "one reward model, or `models` that several are to judge"
+        found.append(recipe.problem("reward_model_path", "there is nothing to judge", fix))
+    for key in _POLICIES_ONLY:
+        if recipe[key] not in (None, recipe.schema["properties"][key]["default"]):
+            what = f"`{key}` is of a comparison of policies, and there are no `models`"
+            found.append(recipe.problem(key, what, "add `models: {NAME: PATH, …}`"))
+    for gate in recipe["gates"]:
+        if gate["metric"] not in METRICS or gate.keys() & {"model", "judge"}:
+            what = f"a gate asks for `{gate['metric']}` of a policy, and this judges a reward model"
+            found.append(recipe.problem("gates", what, f"one of {', '.join(METRICS)}"))
+    return found
+
+
+_POLICIES_ONLY = (
+    "baseline", "reference", "reward_funcs", "verdicts_file", "training_rewards", "frontier", "best_of_n",
+    "perplexity_file", "max_prompts",
+)  # fmt: skip
+_NAME = {"type": ["string", "null"], "default": None}
+_NAMES = {"type": ["string", "array", "null"], "items": {"type": "string"}, "default": None}
+
 EVALUATION = Command(
     command="eval",
-    summary="Judge a reward model on held-out preferences; gates set the exit code",
+    check=check_evaluation,
+    summary="Compare policies on held-out prompts, or judge a reward model; gates set the exit code",
     config_classes=config_classes,
-    required=(("reward_model_path",), ("dataset_name", "datasets")),
-    shared=("method", "extends", "env", "columns", "layout", "split_by", "skip_bad_rows"),
+    required=(("models", "reward_model_path"), ("dataset_name", "datasets")),
+    shared=("method", "extends", "env", "columns", "layout", "split_by", "skip_bad_rows", "report"),
     keys={
+        "models": {
+            "type": ["object", "array", "null"],
+            "items": {"type": "string"},
+            "additionalProperties": {"type": "string"},
+            "minItems": 1,
+            "minProperties": 1,
+            "default": None,
+            "description": "The policies that are compared: `{sft: runs/sft, ppo: runs/ppo}`, or a list of run "
+            "folders, model folders and Hub ids.",
+        },
+        "baseline": {**_NAME, "description": "The model that the others are held against; null is the first."},
+        "reference": {**_NAME, "description": "The model that KL is measured from; null is the baseline."},
         "reward_model_path": {
-            "type": "string",
-            "description": "The reward model: a run of `rlhf train-reward`, a model folder or a Hub id.",
+            **_NAMES,
+            "description": "The reward model that is judged; with `models`, one or several that judge their answers: "
+            "runs of `rlhf train-reward`, model folders or Hub ids.",
+        },
+        "reward_funcs": {
+            **_NAMES,
+            "description": "Python functions that judge answers: `file.py:function` or `package.module:function`, or a "
+            "list of them, called as those of `rlhf ppo` are.",
+        },
+        "verdicts_file": {
+            **_NAME,
+            "description": "What people said: rows with `prompt`, `model_a`, `model_b` and `winner`, which is model_a, "
+            "model_b or tie.",
+        },
+        "training_rewards": {
+            **_NAMES,
+            "description": "Reward models and functions that the models were trained against, so that they are no "
+            "evidence; null is what the run folders say.",
+        },
+        "frontier": {
+            **_NAME,
+            "description": "The model whose run's checkpoints are compared as well: reward against KL, and the best of "
+            "them, by the first judge it was not trained against, is marked in its folder.",
+        },
+        "best_of_n": {
+            "type": ["integer", "null"],
+            "minimum": 2,
+            "default": None,
+            "description": "Answers of the baseline to each prompt, the best of which stands beside the frontier.",
+        },
+        "perplexity_file": {
+            **_NAME,
+            "description": "A text file on which perplexity is measured: what alignment costs elsewhere.",
+        },
+        "response_length": {"type": "integer", "minimum": 1, "default": 256, "description": "Tokens at most."},
+        "temperature": {
+            "type": "number",
+            "minimum": 0,
+            "default": 1.0,
+            "description": "1 draws answers from the policy itself, so that KL is estimated without bias; 0 takes the "
+            "likeliest token.",
+        },
+        "max_prompts": {
+            "type": ["integer", "null"],
+            "minimum": 1,
+            "default": None,
+            "description": "Of the held-out prompts, so many at random; null takes all.",
+        },
+        "per_device_eval_batch_size": {
+            "type": ["integer", "null"],
+            "minimum": 1,
+            "default": None,
+            "description": "Prompts that are answered at a time; null is as many as a fifth of memory has room for.",
         },
         "dataset_name": {
             "type": ["string", "null"],
             "default": None,
-            "description": "The preferences: a data file, a folder or a Hub id.",
+            "description": "The prompts, or the preferences: a data file, a folder or a Hub id.",
         },
         "dataset_config": {
             "type": ["string", "null"],
@@ -72,21 +213,26 @@ EVALUATION = Command(
             "default": False,
             "description": "Let code that comes with the model run.",
         },
-        "gates": GATES,
+        "gates": EVALUATION_GATES,
         "output_dir": {
             "type": ["string", "null"],
             "default": None,
-            "description": "Where `eval.json` goes; without it, it goes nowhere but to the screen.",
+            "description": "Where `eval.json`, answers and report go; without it, nowhere but to the screen.",
         },
     },
     starter="""\
-# Judges a reward model on held-out preferences.   rlhf eval {path}
+# Compares a run with the model it started from, on prompts it was not trained on.   rlhf eval {path}
 method: eval
-reward_model_path: {model}
+models:
+  base: {model}
+  trained: runs/ppo
+baseline: base
+reward_model_path: runs/judge    # best one that nothing was trained against
 dataset_name: {data}
+max_prompts: 200
 gates:
-  - {{metric: accuracy, min: 0.6, bound: ci_low}}
+  - {{metric: win_rate, min: 0.5, bound: ci_low}}
 output_dir: {output}
 """,
-    starter_data="trl-lib/ultrafeedback_binarized",
+    starter_data="trl-lib/ultrafeedback-prompt",
 )

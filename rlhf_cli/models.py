@@ -32,7 +32,7 @@ from trl import ModelConfig, get_quantization_config
 from rlhf_cli.adapters import adapter_config, head_names, put_adapter
 from rlhf_cli.errors import EnvironmentFault, RecipeError, first_line
 from rlhf_cli.model_source import ADAPTER_CONFIG, Source, look_into
-from rlhf_cli.plan import REWARD_MODEL, Plan
+from rlhf_cli.plan import POLICY, REWARD_MODEL, Plan
 from rlhf_cli.recipe import Recipe
 from rlhf_cli.render import ensure_chat_template
 
@@ -209,7 +209,13 @@ def as_mapping(value: Any) -> dict[str, Any]:
 
 
 def load_for_generation(
-    name: str, *, dtype: str, device: str, model_revision: str = "main", trust_remote_code: bool = False
+    name: str,
+    *,
+    dtype: str,
+    device: str,
+    model_revision: str = "main",
+    trust_remote_code: bool = False,
+    quantisation: Mapping[str, Any] | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a run, a model folder or a Hub id, to ask it questions.
 
@@ -219,29 +225,32 @@ def load_for_generation(
         device: Where to.
         model_revision: Of a base on the Hub, as the run was trained with.
         trust_remote_code: As the run's recipe said.
+        quantisation: Keys such as `load_in_4bit`, for the weights below its adapter.
 
     Raises:
         RecipeError: when it holds no model.
         EnvironmentFault: when the hub cannot be reached.
     """
     revision = None if Path(name).exists() else model_revision
+    quantized = get_quantization_config(ModelConfig(**(quantisation or {}), dtype=dtype))
     how = {
-        "dtype": dtype, "revision": model_revision, "trust_remote_code": trust_remote_code, "use_safetensors": True,
+        "quantization": quantized, "device": device, "revision": model_revision, "dtype": dtype,
+        "trust_remote_code": trust_remote_code,
     }  # fmt: skip
     if look_into(name).holds == REWARD_MODEL:
         raise RecipeError(f"`{name}` is a reward model, which answers nothing", hint=f"rlhf score {name} FILE")
     with explain_broken(name):
         if (Path(name) / ADAPTER_CONFIG).exists():
             base = str(PeftConfig.from_pretrained(name).base_model_name_or_path)
-            model = AutoModelForCausalLM.from_pretrained(base, **how)
+            model = load_weights(base, POLICY, **how)
             model = PeftModel.from_pretrained(model, name)
         else:
-            model = AutoModelForCausalLM.from_pretrained(name, **how)
+            model = load_weights(name, POLICY, **how)
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     ensure_chat_template(tokenizer)
-    return model.to(device).eval(), tokenizer
+    return (model if quantized else model.to(device)).eval(), tokenizer
 
 
 @contextmanager

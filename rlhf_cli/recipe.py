@@ -46,6 +46,11 @@ class Recipe:
         """The same for a key that not every command has."""
         return self[key] if key in self.schema["properties"] else otherwise
 
+    def problem(self, key: str, what: str, fix: str | None = None) -> Problem:
+        """A fault of a key's value, with the line it is written in."""
+        origin = self.origins.get(key)
+        return origin.problem(what, width=len(key), fix=fix) if origin else Problem(what, str(self.path), fix=fix)
+
     def with_defaults(self, defaults: Mapping[str, Any]) -> Recipe:
         """The recipe with values for keys it leaves out."""
         return replace(self, values={**defaults, **self.values})
@@ -181,6 +186,11 @@ def _coerce(values: dict[str, Any], schema: dict[str, Any]) -> None:
             values[key] = bool(value)
         elif types & {"integer", "number"} == {"integer"} and isinstance(value, float) and value.is_integer():
             values[key] = int(value)
+
+
+def as_list(value: Any) -> list[Any]:
+    """The value of a key that takes one, several or none, as a list."""
+    return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def _types(schema: Mapping[str, Any]) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 import traceback
@@ -11,6 +12,7 @@ from dataclasses import asdict
 from typing import Any
 
 from rlhf_cli.errors import GateError, GuardStop, Interrupted, UserError
+from rlhf_cli.lineage import write_trained_prompts
 from rlhf_cli.machine import describe_environment, is_first_process
 from rlhf_cli.prepare import Prepared
 from rlhf_cli.resume import fingerprints
@@ -29,6 +31,8 @@ def recorded(prepared: Prepared) -> Iterator[None]:
     run.update_run(**_facts(prepared), started=started)
     ended: dict[str, Any] = {"status": "failed", "exit_code": 1}
     try:
+        rows = prepared.material.rows.train.select(prepared.material.train.kept)
+        write_trained_prompts(run, (example["row"] for example in rows))
         yield
         ended = {"status": "done", "exit_code": 0}
     except GateError as error:
@@ -54,6 +58,7 @@ def _facts(prepared: Prepared) -> dict[str, Any]:
         "status": "running",
         "method": prepared.plan.method,
         "argv": sys.argv,
+        "cwd": os.getcwd(),
         "environment": describe_environment(),
         "machine": asdict(prepared.plan.machine),
         "seed": prepared.recipe["seed"],

@@ -23,7 +23,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
 from typing import Any
 
 Row = dict[str, Any]
@@ -40,6 +41,7 @@ _SPEAKERS = {
 }  # fmt: skip
 """Who speaks, in the words of each layout."""
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_WORD = re.compile(r"\w+")
 _TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 
 
@@ -209,6 +211,26 @@ def prompt_text(row: Row) -> str:
         if message["role"] != "system":
             texts.append(message["content"])
     return "\n\n".join(texts)
+
+
+def prompt_words(row: Row) -> list[str]:
+    """The words of what is asked, in small letters."""
+    return _WORD.findall(prompt_text(row).lower())
+
+
+def words_hash(words: Sequence[str]) -> int:
+    """64 bits by which words are known again, whatever stands between them; 0 where there are none."""
+    return short_hash(" ".join(words)) if words else 0
+
+
+def prompt_hash(row: Row) -> int:
+    """64 bits by which a prompt is known again, by its words; 0 where nothing is asked."""
+    return words_hash(prompt_words(row))
+
+
+def short_hash(text: str) -> int:
+    """64 bits of a text's BLAKE2."""
+    return int.from_bytes(blake2b(text.encode("utf-8", errors="surrogatepass"), digest_size=8).digest(), "little")
 
 
 def answer_text(answer: Any) -> str:

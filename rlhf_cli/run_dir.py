@@ -60,6 +60,11 @@ class RunDir:
         return self.own / "metrics.jsonl"
 
     @property
+    def trained_prompts_file(self) -> Path:
+        """Hashes of the prompts that were trained on: sorted, each once, uint64."""
+        return self.own / "trained_on.npy"
+
+    @property
     def crash_file(self) -> Path:
         """The traceback of a run that failed."""
         return self.own / "crash.txt"
@@ -68,6 +73,17 @@ class RunDir:
     def lock_file(self) -> Path:
         """Locked while a process trains here."""
         return self.own / "lock"
+
+    def is_held(self) -> bool:
+        """Whether a process trains here; not to be asked by that process itself, which would lose its lock."""
+        try:
+            with self.lock_file.open(encoding="utf-8") as file:
+                fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            return True
+        except OSError:
+            return False
+        return False
 
     def samples_file(self, step: int) -> Path:
         """Answers to the held-out prompts after a step."""
@@ -103,10 +119,10 @@ class RunDir:
     # --- run.json ---
 
     def read_run(self) -> dict[str, Any]:
-        """What run.json says; empty where there is none."""
+        """What run.json says; empty where there is none, or it is damaged."""
         try:
             return dict(json.loads(self.run_file.read_text(encoding="utf-8")))
-        except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        except (FileNotFoundError, NotADirectoryError, ValueError, TypeError):
             return {}
 
     def update_run(self, **facts: Any) -> None:
@@ -354,9 +370,14 @@ def finite(value: Any) -> Any:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file by rename, and have it on the disk before the name points to it."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """The same of bytes."""
     draft = path.with_name(f".{path.name}.new")
-    with draft.open("w", encoding="utf-8") as file:
-        file.write(text)
+    with draft.open("wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     draft.replace(path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,10 @@ class Estimate:
             return f"{self.value:.{digits}f} (too few for an interval)"
         return f"{self.value:.{digits}f} [{self.ci_low:.{digits}f}, {self.ci_high:.{digits}f}]"
 
+    def as_percent(self) -> str:
+        """The estimate of a share, as it is shown in a sentence."""
+        return f"{self.value:.0%}" + ("" if self.ci_low is None else f" [{self.ci_low:.0%}, {self.ci_high:.0%}]")
+
     @property
     def low(self) -> float:
         """The lower end; minus infinity where it is not known."""
@@ -78,16 +82,28 @@ def mean_by_group(values: Floats, groups: Sequence[Hashable], *, seed: int, is_s
     """
     if not np.isfinite(values).all():
         return Estimate(np.nan, None, None, len(values), len(set(groups)))
-    _, index = np.unique(_numbered(groups), return_inverse=True)
-    sums, counts = np.bincount(index, weights=values), np.bincount(index)
-    value, size = float(values.mean()), len(counts)
+    sums, counts = sum_by_group(values, groups), sum_by_group(np.ones(len(values)), groups)
+    found = replace(ratio(sums, counts, seed=seed), n=len(values))
+    if is_share and found.ci_low == found.ci_high and (found.value <= 0 or found.value >= 1) and found.groups > 1:
+        size = found.groups
+        interval = stats.binomtest(round(found.value * size), size).proportion_ci(CONFIDENCE, method="wilson")
+        return replace(found, ci_low=float(interval.low), ci_high=float(interval.high))
+    return found
+
+
+def ratio(sums: Floats, counts: Floats, *, seed: int) -> Estimate:
+    """The ratio of two totals over independent groups, with an interval from resampling groups.
+
+    Args:
+        sums: What each group adds to the numerator, shape (groups,).
+        counts: The same for the denominator; above 0.
+        seed: Of the resampling.
+    """
+    value, size = float(sums.sum() / counts.sum()), len(counts)
     if size < 2:
-        return Estimate(value, None, None, len(values), size)
+        return Estimate(value, None, None, size, size)
     if np.ptp(sums - value * counts) < 1e-12:
-        if not is_share or not (value <= 0 or value >= 1):
-            return Estimate(value, value, value, len(values), size)
-        interval = stats.binomtest(round(value * size), size).proportion_ci(CONFIDENCE, method="wilson")
-        return Estimate(value, interval.low, interval.high, len(values), size)
+        return Estimate(value, value, value, size, size)
     found = stats.bootstrap(
         (sums, counts),
         lambda total, number, axis: total.sum(axis=axis) / number.sum(axis=axis),
@@ -99,12 +115,14 @@ def mean_by_group(values: Floats, groups: Sequence[Hashable], *, seed: int, is_s
         method="BCa" if size <= _BCA_GROUPS else "percentile",
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    return Estimate(value, float(found.low), float(found.high), len(values), size)
+    return Estimate(value, float(found.low), float(found.high), size, size)
 
 
-def _numbered(groups: Sequence[Hashable]) -> NDArray[np.int64]:
+def sum_by_group(values: Floats, groups: Sequence[Hashable]) -> Floats:
+    """The sum of the values of each group, in the order in which groups come first, shape (groups,)."""
     numbers: dict[Hashable, int] = {}
-    return np.array([numbers.setdefault(group, len(numbers)) for group in groups])
+    index = np.array([numbers.setdefault(group, len(numbers)) for group in groups], dtype=np.int64)
+    return np.bincount(index, weights=values).astype(np.float64)
 
 
 def bradley_terry_loss(margins: Floats) -> Floats:

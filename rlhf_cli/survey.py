@@ -10,7 +10,6 @@ from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from hashlib import blake2b
 from typing import Any
 from zlib import crc32
 
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 
 from rlhf_cli.comparisons import PairTraces
 from rlhf_cli.recipe import Recipe
-from rlhf_cli.rows import prompt_text, row_text
+from rlhf_cli.rows import prompt_words, row_text, short_hash, words_hash
 from rlhf_cli.sources import Checked, Tally, entries_of, hold_out, read_entry
 from rlhf_cli.terminal import printable, width
 
@@ -32,7 +31,6 @@ _WORDS = 400
 """Words of a prompt that are compared."""
 _BAR = 24
 """Characters of the longest bar."""
-_WORD = re.compile(r"\w+")
 _BROKEN = re.compile("\ufffd|\x00|Ã[\x80-\xbf]|â€")
 """A replacement character, a null byte, UTF-8 that was read as Latin-1."""
 
@@ -200,21 +198,17 @@ def _keep(traces: _Traces, checked: Checked) -> list[str]:
     if not traces.names or traces.names[-1] != file:
         traces.names.append(file)
     text = row_text(checked.row)
-    words = _WORD.findall(prompt_text(checked.row).lower())
+    words = prompt_words(checked.row)
     if _BROKEN.search(text):
         traces.broken.append(len(traces.lines))
     traces.files.append(len(traces.names) - 1)
     traces.lines.append(int(line))
-    traces.rows.append(_hash(json.dumps(checked.row, sort_keys=True, default=str)))
-    traces.prompts.append(_hash(" ".join(words)) if words else 0)
+    traces.rows.append(short_hash(json.dumps(checked.row, sort_keys=True, default=str)))
+    traces.prompts.append(words_hash(words))
     traces.characters.append(len(text))
     if "chosen" in checked.row:
         traces.pairs.add(checked)
     return words[:_WORDS]
-
-
-def _hash(text: str) -> int:
-    return int.from_bytes(blake2b(text.encode("utf-8", errors="surrogatepass"), digest_size=8).digest(), "little")
 
 
 def _minhash(prompts: Sequence[list[str]]) -> NDArray[np.uint32]:

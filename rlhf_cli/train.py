@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,10 @@ from transformers.trainer import TRAINER_STATE_NAME
 from rlhf_cli.card import write_card
 from rlhf_cli.checkpoints import CompleteCheckpoints, StopOnSignal
 from rlhf_cli.data import Encodings
-from rlhf_cli.errors import EnvironmentFault, GateError, Interrupted, RecipeError
-from rlhf_cli.evaluate import grade
+from rlhf_cli.errors import EnvironmentFault, GateError, GuardStop, Interrupted, RecipeError
 from rlhf_cli.faults import explained_faults, refuse_full_disk
 from rlhf_cli.gates import gate_error
+from rlhf_cli.grading import grade
 from rlhf_cli.guards import FiniteGuard
 from rlhf_cli.machine import first_process_first, free_memory, is_first_process, leave_processes, quietly, settle_on_cpu
 from rlhf_cli.methods.base import Method
@@ -31,6 +31,7 @@ from rlhf_cli.progress import Watch
 from rlhf_cli.recipe import Recipe
 from rlhf_cli.record import recorded
 from rlhf_cli.redaction import hide
+from rlhf_cli.report import tell_report
 from rlhf_cli.report_card import ReportCard
 from rlhf_cli.resume import refuse_other_run
 from rlhf_cli.run_dir import (
@@ -81,7 +82,7 @@ def train(recipe: Recipe, method: Method, *, resume: bool = False, overwrite: bo
                 write_recipe(run, recipe, plan.public_settings())
             move_rank_log(run)
         _announce(plan)
-        with recorded(prepared), explained_faults(run, plan), quietly():
+        with _reported(prepared), recorded(prepared), explained_faults(run, plan), quietly():
             _train_members(prepared, method, stop, trained=trained, resume=resume)
             card = _grade(prepared, stop) if plan.trains == REWARD_MODEL else None
             if plan.setting("push_to_hub") and is_first_process():
@@ -90,6 +91,22 @@ def train(recipe: Recipe, method: Method, *, resume: bool = False, overwrite: bo
             if card is not None and card.failed_gates:
                 raise gate_error(card.failed_gates, where=recipe.where("gates"), hint=f"the model is in {run.path}")
     return run
+
+
+@contextmanager
+def _reported(prepared: Prepared) -> Iterator[None]:
+    """Make a run that has come to its end into a page, whatever its gates and guards say of it."""
+    try:
+        yield
+    except (GateError, GuardStop):
+        _report(prepared)
+        raise
+    _report(prepared)
+
+
+def _report(prepared: Prepared) -> None:
+    if prepared.recipe["report"] and is_first_process():
+        tell_report(prepared.run.path)
 
 
 def _announce(plan: Plan) -> None:

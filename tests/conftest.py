@@ -221,6 +221,7 @@ def write_recipe(tmp_path: Path, tiny_base: Path, rows_file: Path) -> Callable[.
             "learning_rate": 1e-3,
             "logging_steps": 1,
             "output_dir": "run",
+            "report": False,
             **keys,
         }
         path = tmp_path / name

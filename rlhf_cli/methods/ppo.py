@@ -10,6 +10,7 @@ from rlhf_cli.memory import Sampled
 from rlhf_cli.methods.base import Method, reference, trained
 from rlhf_cli.model_source import Role, look_into
 from rlhf_cli.plan import POLICY, REWARD, REWARD_MODEL, VALUE, Counts, Decision, Machine, Schedule
+from rlhf_cli.recipe import as_list
 from rlhf_cli.rows import PROMPT
 
 if TYPE_CHECKING:
@@ -56,11 +57,6 @@ def build_trainer(config: TrainingArguments, loaded: Loaded, data: Encodings) ->
     from rlhf_cli.ppo.assembly import assemble
 
     return assemble(config, loaded, data)
-
-
-def as_list(value: Any) -> list[str]:
-    """One or several names as a list."""
-    return [] if value is None else [value] if isinstance(value, str) else list(value)
 
 
 def roles(recipe: Recipe, source: Source) -> tuple[Role, ...]:

@@ -18,10 +18,11 @@ from rlhf_cli.models import Loaded
 from rlhf_cli.ppo.config import PPOConfig
 from rlhf_cli.ppo.guards import PPOGuards
 from rlhf_cli.ppo.model import PolicyWithValue
-from rlhf_cli.ppo.rewards import ModelReward, Reward, load_function
+from rlhf_cli.ppo.rewards import ModelReward, Reward, Scale, load_function
 from rlhf_cli.ppo.samples import SampleWriter
 from rlhf_cli.ppo.shared_reward import share_base
 from rlhf_cli.ppo.trainer import PPOTrainer
+from rlhf_cli.recipe import as_list
 from rlhf_cli.reward_model import RewardModel, load_reward_model, measure_scale
 from rlhf_cli.run_dir import RunDir
 from rlhf_cli.terminal import say
@@ -38,7 +39,7 @@ def assemble(config: PPOConfig, loaded: Loaded, data: Encodings) -> PPOTrainer:
     Raises:
         RecipeError: when a reward cannot be had.
     """
-    paths = _names(config.reward_model_path)
+    paths = as_list(config.reward_model_path)
     critic = _begin_critic(config, loaded, paths) if config.value_model == "separate" else None
     model = PolicyWithValue(loaded.model, critic=critic.trunk if critic else None, temperature=config.temperature)
     if critic is not None:
@@ -46,12 +47,13 @@ def assemble(config: PPOConfig, loaded: Loaded, data: Encodings) -> PPOTrainer:
     model.to(config.device)  # before the rewards ask where it is
     models = [_load_reward_model(config, loaded, model, path) for path in paths]
     names = _told_apart(paths)
-    judges = [ModelReward(each, config, name=name) for each, name in zip(models, names, strict=True)]
+    scaled = Scale(config.normalize_rewards, config.reward_ensemble, config.reward_std_coef)
+    judges = [ModelReward(each, scaled, name=name) for each, name in zip(models, names, strict=True)]
     for judge in judges if config.normalize_rewards else []:
         scale = measure_scale(judge.model, judge.stored)
         say(f"{judge.name}: {scale.as_text() if scale else 'no stored answers to bring its scores to a scale by'}")
     rewards: list[Reward] = [*judges]
-    rewards += [load_function(name) for name in _names(config.reward_funcs)]
+    rewards += [load_function(name) for name in as_list(config.reward_funcs)]
     trainer = PPOTrainer(
         model,
         config,
@@ -65,10 +67,6 @@ def assemble(config: PPOConfig, loaded: Loaded, data: Encodings) -> PPOTrainer:
     trainer.add_callback(PPOGuards(run, config, config.guards))
     trainer.add_callback(SampleWriter(run))
     return trainer
-
-
-def _names(value: str | list[str] | None) -> list[str]:
-    return [] if value is None else [value] if isinstance(value, str) else list(value)
 
 
 def _told_apart(paths: list[str]) -> list[str]:

@@ -18,9 +18,11 @@ from rlhf_cli.errors import UserError
 from rlhf_cli.machine import gather_parts, hand_back_memory, own_part, total_memory
 from rlhf_cli.ppo import math
 from rlhf_cli.ppo.config import PPOConfig
-from rlhf_cli.ppo.model import PolicyWithValue, make_batch
+from rlhf_cli.ppo.model import Batch, PolicyWithValue, make_batch
 from rlhf_cli.ppo.rewards import Answer, Rewards
 from rlhf_cli.ppo.rollout import Episode, Generator, ModelGenerator, Sampling, in_batches, pad
+from rlhf_cli.recipe import as_list
+from rlhf_cli.text_measures import repetition
 
 _BATCH_TOKENS = {"cuda": 16_384, "cpu": 4096}
 """Of a forward pass without gradients, padding included."""
@@ -58,7 +60,7 @@ class Experience:
         self._config = config
         self._tokenizer = tokenizer
         self._autocast = autocast
-        self._stops = stop_tokens(tokenizer, model, config)
+        self._stops = stop_tokens(tokenizer, model, stop_token=config.stop_token, stop_token_id=config.stop_token_id)
         self.seconds: dict[str, float] = {}
 
     # --- episodes ---
@@ -162,22 +164,14 @@ class Experience:
 
     def _score(self, episodes: Sequence[Episode]) -> None:
         """Log-probabilities, entropy and values under the policy, and log-probabilities under the reference."""
-        lengths = [len(episode.prompt_ids) + len(episode.response_ids) for episode in episodes]
-        budget = _BATCH_TOKENS.get(self.model.device.type, _BATCH_TOKENS["cpu"])
-        for indices in in_batches(lengths, budget):
-            part = [episodes[index] for index in indices]
-            batch = make_batch(
-                [each.prompt_ids for each in part], [each.response_ids for each in part], self.model.device
-            )
+        for part, batch in episode_batches(episodes, self.model.device):
             scored = self.model.score(batch)
             found = {"log_probs": scored.log_probs, "entropy": scored.entropy, "values": scored.values}
             found["ref_log_probs"] = (
                 self.model.reference_log_probs(batch, self.reference) if self._config.kl_coef else scored.log_probs
             )
-            sizes = [len(each.response_ids) for each in part]
             for name, values in found.items():
-                for episode, own in zip(part, values.float().cpu().split(sizes), strict=True):
-                    setattr(episode, name, own.numpy())
+                spread_over(part, name, values)
 
     @torch.no_grad()
     def _reward(self, episodes: Sequence[Episode], prompts: Dataset) -> list[Episode]:
@@ -257,6 +251,21 @@ class Experience:
         }
 
 
+def episode_batches(episodes: Sequence[Episode], device: torch.device) -> Iterator[tuple[list[Episode], Batch]]:
+    """Episodes laid out for forward passes without gradients, those of like lengths together."""
+    lengths = [len(episode.prompt_ids) + len(episode.response_ids) for episode in episodes]
+    for indices in in_batches(lengths, _BATCH_TOKENS.get(device.type, _BATCH_TOKENS["cpu"])):
+        part = [episodes[index] for index in indices]
+        yield part, make_batch([each.prompt_ids for each in part], [each.response_ids for each in part], device)
+
+
+def spread_over(episodes: Sequence[Episode], name: str, values: Tensor) -> None:
+    """Give each episode its own of the values of all their tokens, under a name."""
+    sizes = [len(each.response_ids) for each in episodes]
+    for episode, own in zip(episodes, values.float().cpu().split(sizes), strict=True):
+        setattr(episode, name, own.numpy())
+
+
 def describe_answers(episodes: Sequence[Episode]) -> dict[str, float]:
     """What is told of answers whether they are trained on or not."""
     lengths = np.array([len(episode.response_ids) for episode in episodes])
@@ -275,12 +284,6 @@ def describe_answers(episodes: Sequence[Episode]) -> dict[str, float]:
     return found
 
 
-def repetition(tokens: Sequence[int], size: int = 4) -> float:
-    """Share of a response's runs of `size` tokens that were there before; 0 for one that is shorter."""
-    runs = [tuple(tokens[start : start + size]) for start in range(len(tokens) - size + 1)]
-    return 1 - len(set(runs)) / len(runs) if runs else 0.0
-
-
 def prompt_order(prompts: int, numbers: Sequence[int], seed: int) -> list[int]:
     """Which prompt each episode answers: all of them in a new order every time round, so that few prompts go as well.
 
@@ -295,15 +298,17 @@ def prompt_order(prompts: int, numbers: Sequence[int], seed: int) -> list[int]:
     return [int(orders[number // prompts][number % prompts]) for number in numbers]
 
 
-def stop_tokens(tokenizer: PreTrainedTokenizerBase, model: PolicyWithValue, config: PPOConfig) -> frozenset[int]:
-    """What ends a response: the end tokens of tokenizer and model, and those that the recipe adds."""
-
-    def as_list(value: Any) -> list[int]:
-        return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [int(value)]
-
+def stop_tokens(
+    tokenizer: PreTrainedTokenizerBase,
+    model: PolicyWithValue,
+    *,
+    stop_token: str | None = "eos",
+    stop_token_id: int | list[int] | None = None,
+) -> frozenset[int]:
+    """What ends a response: with "eos" the end tokens of tokenizer and model, and those that are added."""
     ends = [tokenizer.eos_token_id, getattr(model.generation_config, "eos_token_id", None)]
-    stops = [token for end in ends for token in as_list(end)] if config.stop_token == "eos" else []
-    return frozenset([*stops, *as_list(config.stop_token_id)])
+    stops = [token for end in ends for token in as_list(end)] if stop_token == "eos" else []
+    return frozenset([*stops, *as_list(stop_token_id)])
 
 
 def sequences_at_once(model: PolicyWithValue, prompt: int, response: int) -> int:

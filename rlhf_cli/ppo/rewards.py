@@ -129,16 +129,28 @@ def _as_completion(answer: Answer) -> str | list[dict[str, str]]:
     return answer.text if isinstance(answer.prompt, str) else [{"role": "assistant", "content": answer.text}]
 
 
+@dataclass(frozen=True)
+class Scale:
+    """What becomes of the scores of a reward model."""
+
+    normalize: bool = True
+    """To mean 0 and standard deviation 1 on the answers stored with it."""
+    ensemble: str = "mean"
+    """How the scores of its members become one: mean, min or mean_minus_std."""
+    std_coef: float = 1.0
+    """What a standard deviation of the members costs with mean_minus_std."""
+
+
 class ModelReward:
     """A reward model, or an ensemble of them, on the scale that its stamp says."""
 
-    def __init__(self, model: RewardModel, config: PPOConfig, *, name: str | None = None) -> None:
+    def __init__(self, model: RewardModel, scale: Scale = Scale(), *, name: str | None = None) -> None:
         self.model = model
         self.name = name or Path(model.name).name
-        self._config = config
-        self.stored = score_stored_answers(model) if config.normalize_rewards else None
+        self._scale = scale
+        self.stored = score_stored_answers(model) if scale.normalize else None
         """Scores of the answers stored with it, as it is loaded now."""
-        self.mean, self.std = _scale_of(model, self.stored) if config.normalize_rewards else (np.zeros(1), np.ones(1))
+        self.mean, self.std = _scale_of(model, self.stored) if scale.normalize else (np.zeros(1), np.ones(1))
         """Of each member's scores on the stored answers; 0 and 1 where none are known, or asked for."""
 
     def judge(self, answers: Sequence[Answer]) -> Judged:
@@ -163,10 +175,10 @@ class ModelReward:
 
     def _combined(self, scores: Floats) -> Floats:
         """Of an ensemble's scores one, shape (answers,) (Coste et al. 2024, arXiv:2310.02743)."""
-        kind = self._config.reward_ensemble
+        kind = self._scale.ensemble
         if kind == "min":
             return np.asarray(scores.min(axis=1))
-        penalty = self._config.reward_std_coef * scores.std(axis=1) if kind == "mean_minus_std" else 0.0
+        penalty = self._scale.std_coef * scores.std(axis=1) if kind == "mean_minus_std" else 0.0
         return np.asarray(scores.mean(axis=1) - penalty)
 
 

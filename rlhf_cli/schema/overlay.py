@@ -171,6 +171,11 @@ OWN_KEYS: dict[str, JsonSchema] = {
         "description": "What to do when training goes wrong. `nan`: a loss or gradient that is not finite; stop (the "
         "default, exit code 6), warn or off.",
     },
+    "report": {
+        "type": "boolean",
+        "default": True,
+        "description": "Write `report.html` into `output_dir` when the run ends.",
+    },
     "split_by": {
         "type": ["string", "null"],
         "default": None,

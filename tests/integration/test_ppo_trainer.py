@@ -20,7 +20,7 @@ from rlhf_cli.machine import detect_machine
 from rlhf_cli.ppo import PPOConfig, PPOTrainer
 from rlhf_cli.ppo.experience import Rollout
 from rlhf_cli.ppo.model import PolicyWithValue, disable_dropout, make_batch
-from rlhf_cli.ppo.rewards import Answer, FunctionReward, ModelReward, Rewards, load_function
+from rlhf_cli.ppo.rewards import Answer, FunctionReward, ModelReward, Rewards, Scale, load_function
 from rlhf_cli.ppo.shared_reward import share_base
 from rlhf_cli.reward_model import load_reward_model
 
@@ -315,16 +315,15 @@ def test_a_shared_reward_model_scores_as_one_of_its_own(
 
     answers = [Answer(question, "four", [1], finished=True, columns={}) for question in questions]
     raw = own.score([own.render(question, "four") for question in questions])
-    stored = PPOConfig(output_dir=str(tmp_path), report_to="none", use_cpu=True)
-    mean = ModelReward(shared, stored)
+    mean = ModelReward(shared, Scale())
     normal = (raw - mean.mean) / mean.std
     assert mean.mean.shape == (2,)
     assert mean.judge(answers).rewards == pytest.approx(normal.mean(axis=1), abs=1e-4)
-    stored.reward_ensemble = "min"
-    assert mean.judge(answers).rewards == pytest.approx(normal.min(axis=1), abs=1e-4)
-    stored.reward_ensemble, stored.reward_std_coef = "mean_minus_std", 2.0
+    least = ModelReward(shared, Scale(ensemble="min"))
+    assert least.judge(answers).rewards == pytest.approx(normal.min(axis=1), abs=1e-4)
+    wary = ModelReward(shared, Scale(ensemble="mean_minus_std", std_coef=2.0))
     wanted = normal.mean(axis=1) - 2 * normal.std(axis=1)
-    assert mean.judge(answers).rewards == pytest.approx(wanted, abs=1e-4)
+    assert wary.judge(answers).rewards == pytest.approx(wanted, abs=1e-4)
 
 
 ANSWERS = [Answer("a", "x", [1], finished=True, columns={"answer": "4"}), Answer("b", "y", [2, 3], True, {})]

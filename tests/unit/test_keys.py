@@ -38,6 +38,7 @@ READ_BY_US = {
     # the run
     "method": "recipe.py", "extends": "recipe_file.py", "env": "recipe.py", "hub_token": "recipe.py",
     "guards": "train.py", "save_total_limit": "train.py", "gradient_checkpointing": "machine.py",
+    "report": "train.py",
 }  # fmt: skip
 """Keys that neither the trainer's config nor TRL's ModelConfig takes, and the file that reads each."""
 READ_BY: dict[str, dict[str, str]] = {
@@ -45,6 +46,7 @@ READ_BY: dict[str, dict[str, str]] = {
         "dataset_train_split": "data.py", "dataset_test_split": "data.py", "gates": "evaluate.py",
         "seed": "evaluate.py", "reward_model_path": "evaluate.py", "output_dir": "evaluate.py",
         "load_in_4bit": "models.py", "load_in_8bit": "models.py", "trust_remote_code": "evaluate.py",
+        "report": "evaluate.py",
     },
 }  # fmt: skip
 """The same, where a command differs."""

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, GPT2Config, GPT2LMH
 
 from rlhf_cli.ppo.cache import make_cache
 from rlhf_cli.ppo.config import PPOConfig
-from rlhf_cli.ppo.experience import prompt_order, repetition
+from rlhf_cli.ppo.experience import prompt_order
 from rlhf_cli.ppo.rollout import (
     Episode,
     ModelGenerator,
@@ -188,9 +188,3 @@ def test_batches_stay_within_their_tokens() -> None:
     assert sorted(index for batch in batches for index in batch) == list(range(7))
     for batch in batches:
         assert len(batch) == 1 or len(batch) * max(lengths[index] for index in batch) <= 16
-
-
-def test_repetition() -> None:
-    assert repetition([1, 2, 3, 4, 5, 6]) == 0
-    assert repetition([1, 2, 3]) == 0
-    assert repetition([1] * 23) == pytest.approx(0.95)

@@ -1,0 +1,204 @@
+"""Who judges answers: reward models, Python functions, and people whose verdicts are in a file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from rlhf_cli.errors import DataError
+from rlhf_cli.eval_recipe import models_of
+from rlhf_cli.files import READABLE, BadLine, is_data_file, read_rows
+from rlhf_cli.machine import quietly
+from rlhf_cli.models import QUANTISATION
+from rlhf_cli.plan import Machine
+from rlhf_cli.ppo.rewards import Answer, Judged, ModelReward, Reward, load_function
+from rlhf_cli.recipe import Recipe, as_list
+from rlhf_cli.reward_model import load_reward_model
+from rlhf_cli.scores import Floats
+from rlhf_cli.sources import Tally
+
+REWARD_MODEL_JUDGE, FUNCTION_JUDGE, PEOPLE = "reward model", "function", "verdicts"
+_TIES = ("tie", "tie (bothbad)")
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Somebody who judges, and the models that were trained to please them."""
+
+    name: str
+    kind: str
+    reference: str
+    """The reward model's folder, `file.py:function`, or the file of verdicts."""
+    trained: frozenset[str] = field(default_factory=frozenset)
+    """Models that were trained against it; of those it is no evidence."""
+
+    def as_json(self) -> dict[str, Any]:
+        """The judge as a JSON object."""
+        return {"name": self.name, "kind": self.kind, "trained": sorted(self.trained)}
+
+
+def find_judges(recipe: Recipe, trained_against: Mapping[str, Sequence[str]]) -> list[Judge]:
+    """The judges that a recipe names, in its order, and behind them the rewards that its models were trained against.
+
+    Args:
+        recipe: Of the evaluation.
+        trained_against: By model, reward models and functions.
+    """
+    references: list[str] = []
+    for reference in [*as_list(recipe["reward_model_path"]), *as_list(recipe["reward_funcs"])]:
+        if not any(is_same(reference, other) for other in references):
+            references.append(reference)
+    named = len(references)
+    for rewards in trained_against.values():
+        references += [reward for reward in rewards if not any(is_same(reward, other) for other in references)]
+    names = _told_apart(references)
+    judges = [
+        Judge(
+            name,
+            FUNCTION_JUDGE if is_function(reference) else REWARD_MODEL_JUDGE,
+            reference,
+            frozenset(
+                model
+                for model, rewards in trained_against.items()
+                if any(is_same(reference, reward) for reward in rewards)
+            ),
+        )
+        for name, reference in zip(names, references, strict=True)
+    ]
+    people = recipe["verdicts_file"]
+    verdicts = [Judge(Path(people).stem, PEOPLE, people)] if people else []
+    return [*judges[:named], *verdicts, *judges[named:]]
+
+
+def is_function(reference: str) -> bool:
+    """Whether a reward is named as a function is, and not as a model."""
+    place, _, name = reference.rpartition(":")
+    return bool(place) and name.isidentifier() and "/" not in name
+
+
+def is_same(one: str, other: str) -> bool:
+    """Whether two names are of the same reward."""
+    if is_function(one) != is_function(other):
+        return False
+    here, there = (Path(each.rpartition(":")[0] if is_function(each) else each).expanduser() for each in (one, other))
+    same_place = here.samefile(there) if here.exists() and there.exists() else here == there
+    return same_place and (not is_function(one) or one.rpartition(":")[2] == other.rpartition(":")[2])
+
+
+def _told_apart(references: Sequence[str]) -> list[str]:
+    """Short names, or whole ones where two are called alike."""
+    short = [each.rpartition(":")[2] if is_function(each) else Path(each).name for each in references]
+    return [name if short.count(name) == 1 else whole for name, whole in zip(short, references, strict=True)]
+
+
+def open_reward(judge: Judge, recipe: Recipe, machine: Machine) -> Reward:
+    """Load what gives scores.
+
+    Raises:
+        UserError: when it cannot be had.
+    """
+    if judge.kind == FUNCTION_JUDGE:
+        return load_function(judge.reference)
+    quantisation = {key: recipe[key] for key in QUANTISATION if key in recipe}
+    with quietly():
+        model = load_reward_model(
+            judge.reference,
+            machine,
+            quantisation=quantisation or None,
+            trust_remote_code=bool(recipe["trust_remote_code"]),
+        )
+        return ModelReward(model, name=judge.name)
+
+
+def judge_answers(reward: Reward, answers: Sequence[Sequence[Answer]]) -> list[Judged]:
+    """Have several models' answers judged at once, each text once.
+
+    Args:
+        reward: The judge.
+        answers: Of each model.
+    """
+    every = [answer for each in answers for answer in each]
+    judged = reward.judge(every)
+    bounds = np.cumsum([len(each) for each in answers])[:-1]
+    spreads = np.split(judged.spread, bounds) if judged.spread is not None else [None] * len(answers)
+    parts = zip(np.split(judged.raw, bounds), np.split(judged.rewards, bounds), spreads, strict=True)
+    return [Judged(raw, rewards, spread) for raw, rewards, spread in parts]
+
+
+# --- whose verdict is not a score -----------------------------------------------------------------------------------
+
+
+class PairJudge(Protocol):
+    """Compares two answers without giving scores: people, or a language model that is asked."""
+
+    def compare(self, model: str, baseline: str) -> tuple[Floats, list[str]]:
+        """How much better the model's answer was found, 1, 0 or −1, and to which prompt."""
+        ...
+
+
+class Verdicts:
+    """What people said of answers to prompts, of any two models.
+
+    Rows have the columns of public arenas: `prompt`, `model_a`, `model_b`, and as `winner` model_a, model_b or tie.
+
+    Raises:
+        DataError: when there is no such file, or a row is no verdict.
+    """
+
+    def __init__(self, file: str) -> None:
+        path = Path(file).expanduser()
+        if not path.is_file() or not is_data_file(path):
+            raise DataError("no such file of verdicts", where=file, hint=f"one of {', '.join(READABLE)}")
+        tally = Tally()
+        self._rows: list[tuple[str, str, str, float]] = []
+        for where, raw in read_rows(path):
+            fault = str(raw) if isinstance(raw, BadLine) else _fault_of(raw)
+            if fault or isinstance(raw, BadLine):
+                tally.add_bad(where, fault)
+            else:
+                self._rows.append((str(raw["prompt"]), raw["model_a"], raw["model_b"], _margin_of(raw)))
+        if tally.bad:
+            raise tally.error()
+        self.file = file
+
+    def compare(self, model: str, baseline: str) -> tuple[Floats, list[str]]:
+        """The verdicts on these two, whichever was shown first."""
+        found = [
+            (margin if (one, other) == (model, baseline) else -margin, prompt)
+            for prompt, one, other, margin in self._rows
+            if {one, other} == {model, baseline}
+        ]
+        return np.array([margin for margin, _ in found]), [prompt for _, prompt in found]
+
+    def refuse_strangers(self, recipe: Recipe) -> None:
+        """Refuse a file that says nothing of the models that are compared."""
+        models = models_of(recipe)
+        if not any({one, other} <= models.keys() for _, one, other, _ in self._rows):
+            there = sorted({name for _, one, other, _ in self._rows for name in (one, other)})
+            raise DataError(
+                f"no verdict is on two of the models {', '.join(models)}",
+                where=self.file,
+                hint=f"it has {', '.join(there) or 'no rows'}; `models` names a model as the file does",
+            )
+
+
+def _fault_of(row: Mapping[str, Any]) -> str:
+    lacking = [column for column in ("prompt", "model_a", "model_b", "winner") if row.get(column) in (None, "")]
+    if lacking:
+        return f"a verdict has `{lacking[0]}`"
+    if row["model_a"] == row["model_b"]:
+        return f"`{row['model_a']}` is compared with itself"
+    if row["winner"] not in ("model_a", "model_b", *_TIES, row["model_a"], row["model_b"]):
+        return f"`winner` is model_a, model_b or tie, not `{row['winner']}`"
+    return ""
+
+
+def _margin_of(row: Mapping[str, Any]) -> float:
+    """1 where the first of the two won, −1 where the second did, 0 for a tie."""
+    if row["winner"] in _TIES:
+        return 0.0
+    return 1.0 if row["winner"] in ("model_a", row["model_a"]) else -1.0
