@@ -23,6 +23,7 @@ from measure import BIN, ENVIRONMENT
 from trl_ppo import SKIPPED, Wanted, run_quietly, run_trl
 
 PROMPT, RESPONSE, EPISODES, EPOCHS, VOCABULARY = 96, 64, 32, 4, 4096
+LETTERS = [chr(0x4E00 + number) for number in range(VOCABULARY - 2)]
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 MODES: dict[str, dict[str, Any]] = {
     "lora": {"learning_rate": 3e-4, "adapts": True, "value_model": "shared"},
@@ -150,22 +151,15 @@ def told(logs: list[dict[str, float]]) -> dict[str, float]:
 # --- models -----------------------------------------------------------------------------------------------------------
 
 
-def make_models(folder: Path) -> None:
-    """A policy, a reward model as an adapter on it and as a model of its own, and prompts."""
+def make_policy(folder: Path) -> None:
+    """An untrained Llama of 30 M parameters."""
     import torch
-    from peft import LoraConfig, PeftModel, get_peft_model
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import (
-        AutoModelForSequenceClassification,
-        LlamaConfig,
-        LlamaForCausalLM,
-        PreTrainedTokenizerFast,
-    )
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     torch.manual_seed(0)
     # A character a token, so that text and tokens are one and the same for both.
-    letters = [chr(0x4E00 + number) for number in range(VOCABULARY - 2)]
-    words = {token: number for number, token in enumerate(["<pad>", "</s>", *letters])}
+    words = {token: number for number, token in enumerate(["<pad>", "</s>", *LETTERS])}
     plain = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
     plain.pre_tokenizer = pre_tokenizers.Split(Regex("</s>|."), "isolated")
     plain.decoder = decoders.Fuse()
@@ -175,8 +169,18 @@ def make_models(folder: Path) -> None:
         vocab_size=VOCABULARY, max_position_embeddings=512, pad_token_id=0, eos_token_id=1, bos_token_id=None,
         tie_word_embeddings=True,
     )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder / "policy")
-    tokenizer.save_pretrained(folder / "policy")
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def make_models(folder: Path) -> None:
+    """A policy, a reward model as an adapter on it and as a model of its own, and prompts."""
+    import torch
+    from peft import LoraConfig, PeftModel, get_peft_model
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    make_policy(folder / "policy")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "policy")
     model = AutoModelForSequenceClassification.from_pretrained(folder / "policy", num_labels=1)
     adapted = get_peft_model(model, LoraConfig(**LORA, task_type="SEQ_CLS", modules_to_save=["score"]))
     with torch.no_grad():
@@ -195,7 +199,7 @@ def make_models(folder: Path) -> None:
     tokenizer.save_pretrained(folder / "reward")
     draw = torch.Generator().manual_seed(0)
     rows = torch.randint(2, VOCABULARY, (512, PROMPT), generator=draw).tolist()
-    texts = ["".join(letters[token - 2] for token in row) for row in rows]
+    texts = ["".join(LETTERS[token - 2] for token in row) for row in rows]
     (folder / "prompts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
 
 

@@ -73,6 +73,11 @@ class Respondent:
         self._model = PolicyWithValue(model).to(machine.device).eval()
 
     @property
+    def policy(self) -> Any:
+        """The language model itself."""
+        return self._model.policy
+
+    @property
     def longest(self) -> int:
         """Tokens it can read."""
         return longest_of(self._model.config)

@@ -355,12 +355,13 @@ def generate(
     if not prompt and prompts is None:
         raise RecipeError("nothing to answer", hint="give `--prompt TEXT` or `--prompts FILE`")
     say(f"loading {run}")
-    from rlhf_cli.generate import Sampling, answer_prompts, read_prompts
+    from rlhf_cli.answers import Asking
+    from rlhf_cli.generate import answer_prompts, read_prompts
     from rlhf_cli.rows import as_user
 
     questions = [*([as_user(text)] for text in prompt or []), *(read_prompts(prompts) if prompts else [])]
-    sampling = Sampling(max_new_tokens, temperature, batch_size, seed)
-    answers = answer_prompts(run, questions, sampling, baseline=baseline)
+    asking = Asking(max_new_tokens, temperature, seed, batch_size)
+    answers = answer_prompts(run, questions, asking, baseline=baseline)
     for answer in answers:
         typer.echo(json.dumps(answer, ensure_ascii=False) if as_json else _answer_text(answer))
 

@@ -221,9 +221,9 @@ def write_recipe(tmp_path: Path, tiny_base: Path, rows_file: Path) -> Callable[.
             "learning_rate": 1e-3,
             "logging_steps": 1,
             "output_dir": "run",
-            "report": False,
             **keys,
         }
+        values.setdefault("report", False)
         path = tmp_path / name
         lines = [f"{key}: {json.dumps(value)}\n" for key, value in values.items() if value is not None]
         path.write_text("".join(lines))

@@ -20,20 +20,23 @@ def write_report(folder: Path) -> Path | None:
     Raises:
         EnvironmentFault: when no pictures can be drawn here.
     """
-    # Drawing needs altair, which takes a third of a second to import.
-    from rlhf_cli.report.evaluation_page import evaluation_page
-    from rlhf_cli.report.page import render
-    from rlhf_cli.report.run_page import run_page
     from rlhf_cli.run_dir import RunDir, write_text
 
-    if (folder / "eval.json").exists():
-        page = evaluation_page(folder)
-    elif RunDir(folder).run_file.exists():
-        page = run_page(RunDir(folder))
-    else:
+    is_evaluation = (folder / "eval.json").exists()
+    if not is_evaluation and not RunDir(folder).run_file.exists():
         return None
+    from rlhf_cli.report.draw import Pen
+
+    with Pen() as pen:
+        # These import altair, which takes a third of a second.
+        from rlhf_cli.report.evaluation_page import evaluation_page
+        from rlhf_cli.report.page import render
+        from rlhf_cli.report.run_page import run_page
+
+        page = evaluation_page(folder) if is_evaluation else run_page(RunDir(folder))
+        text = render(page, pen)
     path = folder / "report.html"
-    write_text(path, render(page))
+    write_text(path, text)
     return path
 
 

@@ -212,8 +212,11 @@ def reliability_spec(bins: Sequence[dict[str, Any]]) -> Spec:
 
 
 def data(rows: Sequence[Mapping[str, Any]]) -> alt.Chart:
-    """A chart of rows, with no mark yet. A plain mapping, since Altair would check every row of its own class."""
-    return alt.Chart({"values": [dict(row) for row in rows]})
+    """A chart of rows, with no mark yet.
+
+    A plain mapping of a tuple: Altair checks every row of its own class, and copies lists at every step.
+    """
+    return alt.Chart({"values": tuple(dict(row) for row in rows)})
 
 
 def finished(chart: Any, *, width: int | None = None, height: int | None = None) -> Spec:

@@ -73,12 +73,19 @@ class _Layout:
         row = [record[name] for name in self.names]
         try:
             self._values.extend(row)
-        except TypeError:  # null stands for what is not finite
+        except (TypeError, OverflowError):  # null stands for what is not finite
             del self._values[(len(self.steps) - 1) * len(self.names) :]
-            self._values.extend(value if type(value) in (int, float) else math.nan for value in row)
+            self._values.extend(value if isinstance(value, float) else _as_float(value) for value in row)
 
     def column(self, name: str) -> Floats:
         return np.array(self._values).reshape(len(self.steps), -1)[:, self.names.index(name)]
+
+
+def _as_float(value: Any) -> float:
+    try:
+        return float(value) if type(value) is int else math.nan
+    except OverflowError:
+        return math.nan
 
 
 def _curve(layouts: Sequence[_Layout], name: str) -> Curve:
@@ -117,6 +124,11 @@ def smooth(curve: Curve, window: int | None = None) -> Curve:
     return Curve(curve.steps, means, curve.lost)
 
 
+def tail(curve: Curve) -> float:
+    """The mean of a curve's last tenth."""
+    return float(curve.values[-max(1, len(curve) // 10) :].mean())
+
+
 class Trend(NamedTuple):
     """Where a curve goes."""
 
@@ -145,8 +157,7 @@ def trend(curve: Curve) -> Trend:
     """
     from scipy import stats
 
-    tenth = max(1, len(curve) // 10)
-    first, last = float(curve.values[:tenth].mean()), float(curve.values[-tenth:].mean())
+    first, last = float(curve.values[: max(1, len(curve) // 10)].mean()), tail(curve)
     means = [part.mean() for part in np.array_split(curve.values, min(_TREND_BLOCKS, len(curve)))]
     if len(means) < 5 or np.ptp(means) == 0:
         return Trend(first, last, 1.0)

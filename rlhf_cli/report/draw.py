@@ -36,35 +36,51 @@ _NEEDLESS = re.compile(
 )
 
 
-def draw(charts: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
-    """Draw charts, in a process of its own.
+class Pen:
+    """Draws charts in a process of its own, which gets ready while the charts are worked out."""
 
-    Args:
-        charts: Of each what it shows, for those who cannot see it, and its Vega-Lite, coloured by `COLOURS`.
+    def __init__(self) -> None:
+        # -P: what lies in the user's folder is not imported.
+        command = [sys.executable, "-P", "-m", "rlhf_cli.report.draw"]
+        try:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            )
+        except OSError as error:
+            raise _fault(str(error)) from error
 
-    Returns:
-        An SVG element each, whose ids are its own on the page.
+    def __enter__(self) -> Pen:
+        return self
 
-    Raises:
-        EnvironmentFault: when the process fails.
-    """
-    if not charts:
-        return []
-    # -P: what lies in the user's folder is not imported.
-    command = [sys.executable, "-P", "-m", "rlhf_cli.report.draw"]
-    wanted = json.dumps(clean([spec for _, spec in charts]))
-    try:
-        done = subprocess.run(command, input=wanted.encode(), capture_output=True, check=False, timeout=_LIMIT_S)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise _fault(str(error)) from error
-    if done.returncode != 0:
-        said = done.stderr.decode(errors="replace").strip().splitlines()
-        raise _fault(said[-1] if said else f"exit code {done.returncode}")
-    labels = [label for label, _ in charts]
-    return [
-        _themed(svg, label, number)
-        for number, (svg, label) in enumerate(zip(json.loads(done.stdout), labels, strict=True))
-    ]
+    def __exit__(self, *_: object) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.communicate()
+
+    def draw(self, charts: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
+        """Draw all charts of a page.
+
+        Args:
+            charts: Of each what it shows, for those who cannot see it, and its Vega-Lite, coloured by `COLOURS`.
+
+        Returns:
+            An SVG element each, whose ids are its own on the page.
+
+        Raises:
+            EnvironmentFault: when the process fails.
+        """
+        if not charts:
+            return []
+        wanted = json.dumps(clean([spec for _, spec in charts])).encode()
+        try:
+            drawn, said = self._process.communicate(wanted, timeout=_LIMIT_S)
+        except subprocess.TimeoutExpired as error:
+            raise _fault(str(error)) from error
+        if self._process.returncode != 0:
+            lines = said.decode(errors="replace").strip().splitlines()
+            raise _fault(lines[-1] if lines else f"exit code {self._process.returncode}")
+        charted = zip(json.loads(drawn), charts, strict=True)
+        return [_themed(svg, label, number) for number, (svg, (label, _)) in enumerate(charted)]
 
 
 def _fault(why: str) -> EnvironmentFault:
@@ -82,6 +98,7 @@ def main() -> None:
     """Read specifications from stdin, and write their SVGs to stdout."""
     import vl_convert
 
+    vl_convert.vegalite_to_svg({"data": {"values": []}, "mark": "point"})  # starts V8 while nobody waits for it yet
     sys.stdout.write(json.dumps([vl_convert.vegalite_to_svg(spec) for spec in json.load(sys.stdin)]))
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rlhf_cli.report.draw import draw
+from rlhf_cli.report.draw import Pen
 from rlhf_cli.report.samples import Sample
 from rlhf_cli.report.wording import clean
 
@@ -139,12 +139,17 @@ class Page:
                 yield from group.pictures
 
 
-def render(page: Page) -> str:
-    """The page as one HTML document that loads nothing and runs nothing but our own script."""
+def render(page: Page, pen: Pen) -> str:
+    """The page as one HTML document that loads nothing and runs nothing but our own script.
+
+    Args:
+        page: What is on it.
+        pen: What draws its pictures.
+    """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     pictures = list(page.pictures())
-    drawn = draw([(f"{each.title}. {each.note}".strip(), each.spec) for each in pictures])
+    drawn = pen.draw([(f"{each.title}. {each.note}".strip(), each.spec) for each in pictures])
     for picture, svg in zip(pictures, drawn, strict=True):
         picture.svg = svg
     script = (FOLDER / "page.js").read_text(encoding="utf-8")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlhf_cli.plan import REWARD_MODEL
-from rlhf_cli.report.curves import Curve, Trend, trend
+from rlhf_cli.report.curves import Curve, Trend, tail, trend
 from rlhf_cli.report.page import BAD, GOOD, UNSURE, Number
 from rlhf_cli.report.wording import ends, interval, is_number, number, p_value, percent, points, signed
 
@@ -105,7 +105,7 @@ def _lengths(facts: Facts) -> list[Number]:
     length, ended = facts.last("eval_length"), facts.last("eval_eos_rate")
     sampled = facts.curves.get("completions/mean_length")
     if length is None and sampled is not None:
-        length = trend(sampled).last
+        length = tail(sampled)
     if length is not None:
         before = f"; sampled ones had {number(float(sampled.values[0]))} at first" if sampled is not None else ""
         numbers.append(Number("Length", number(length), note=f"tokens an answer{before}"))
@@ -157,14 +157,13 @@ def _preferring_in_training(facts: Facts) -> tuple[list[Number], list[str]]:
     numbers, sentences = [], []
     accuracy, margins = facts.curves.get("rewards/accuracies"), facts.curves.get("rewards/margins")
     if accuracy is not None:
-        numbers.append(Number("Training accuracy", percent(trend(accuracy).last), note="of pairs it is trained on"))
+        numbers.append(Number("Training accuracy", percent(tail(accuracy)), note="of pairs it is trained on"))
     if margins is not None:
         course = trend(margins)
         numbers.append(Number("Margin", signed(course.last), note=_describe_trend(course)))
         sentences.append(f"The margin between chosen and rejected {_went(course)}.")
     chosen, rejected = (
-        trend(facts.curves[name]).last if name in facts.curves else None
-        for name in ("rewards/chosen", "rewards/rejected")
+        tail(facts.curves[name]) if name in facts.curves else None for name in ("rewards/chosen", "rewards/rejected")
     )
     sentences.append("No pairs are held out, so nothing is known of pairs it was not trained on.")
     return [*numbers, *_both_rewards(chosen, rejected, "training pairs")], [
@@ -256,7 +255,7 @@ def _reward_model(facts: Facts) -> tuple[list[Number], list[str]]:
     numbers = []
     if accuracy is not None:
         note = "of pairs it is trained on"
-        numbers.append(Number("Training accuracy", percent(trend(accuracy).last), note=note, mood=UNSURE))
+        numbers.append(Number("Training accuracy", percent(tail(accuracy)), note=note, mood=UNSURE))
     return numbers, ["No pairs are held out, so nothing is known of this reward model."]
 
 

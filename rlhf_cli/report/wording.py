@@ -17,6 +17,8 @@ UNKNOWN = "–"
 
 def clean(value: Any) -> Any:
     """A value from a file whose texts can be shown: what no page can hold becomes �, at any depth."""
+    if isinstance(value, float):
+        return value
     if isinstance(value, str):
         return _UNSEEN.sub("\ufffd", value.replace("\r\n", "\n").replace("\r", "\n"))
     if isinstance(value, Mapping):

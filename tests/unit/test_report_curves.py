@@ -46,13 +46,14 @@ def test_smoothing_keeps_length_ends_and_a_straight_line() -> None:
 
 def test_a_broken_file_is_read_as_far_as_it_can_be(tmp_path: Path) -> None:
     file = tmp_path / "metrics.jsonl"
-    lines = [{"step": 2, "loss": 1.5, "note": "text", "list": [1]}, {"step": 1, "loss": 2}, {"step": 3, "loss": None}]
+    lines = [{"step": 2, "loss": 1.5, "note": "text", "list": [1]}, {"step": 1, "loss": 2}, {"step": 3, "loss": None},
+             {"step": 4, "loss": 10**400}]  # fmt: skip
     file.write_text("\n".join([*map(json.dumps, lines), "[]", "null", '{"loss": 1}', '{"step": 4, "lo']))
     found = read_curves(file)
     assert list(found) == ["loss"]
     assert found["loss"].steps.tolist() == [1, 2]
     assert found["loss"].values.tolist() == [2, 1.5]
-    assert found["loss"].lost == 1
+    assert found["loss"].lost == 2
     assert read_curves(file, lambda name: name != "loss") == {}
     assert read_curves(tmp_path / "none.jsonl") == {}
 
