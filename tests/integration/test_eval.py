@@ -87,7 +87,7 @@ def test_what_cannot_be_judged_is_refused(
     for keys, code, expected in (
         ({"reward_model_path": str(tiny_base)}, 2, "is a policy, not a reward model"),
         ({"reward_model_path": "./nowhere"}, 2, "there is no model folder `./nowhere`"),
-        ({"reward_model_path": None}, 2, "missing key `reward_model_path`"),
+        ({"reward_model_path": None}, 2, "missing key `models` or `reward_model_path`"),
         ({"dataset_name": "nothing.jsonl"}, 4, "no such data file"),
         ({"learning_rate": 1e-4}, 2, "unknown key `learning_rate`"),
     ):

@@ -34,7 +34,7 @@ READ_BY_US = {
     "model_name_or_path": "model_source.py", "model_init_kwargs": "models.py", "chat_template": "tokenizer.py",
     "chat_template_path": "tokenizer.py", "pad_token": "tokenizer.py",
     # preferences
-    "drop_ties": "sources.py", "ensemble_size": "plan.py", "gates": "evaluate.py",
+    "drop_ties": "sources.py", "ensemble_size": "plan.py", "gates": "grading.py",
     # the run
     "method": "recipe.py", "extends": "recipe_file.py", "env": "recipe.py", "hub_token": "recipe.py",
     "guards": "train.py", "save_total_limit": "train.py", "gradient_checkpointing": "machine.py",
@@ -44,9 +44,13 @@ READ_BY_US = {
 READ_BY: dict[str, dict[str, str]] = {
     "eval": {
         "dataset_train_split": "data.py", "dataset_test_split": "data.py", "gates": "evaluate.py",
-        "seed": "evaluate.py", "reward_model_path": "evaluate.py", "output_dir": "evaluate.py",
-        "load_in_4bit": "models.py", "load_in_8bit": "models.py", "trust_remote_code": "evaluate.py",
-        "report": "evaluate.py",
+        "seed": "grading.py", "reward_model_path": "grading.py", "output_dir": "evaluate.py",
+        "load_in_4bit": "models.py", "load_in_8bit": "models.py", "trust_remote_code": "grading.py",
+        "report": "evaluate.py", "models": "eval_recipe.py", "reward_funcs": "judging.py",
+        "verdicts_file": "compare.py", "best_of_n": "compare.py", "response_length": "compare.py",
+        "temperature": "compare.py", "per_device_eval_batch_size": "compare.py", "frontier": "entrants.py",
+        "baseline": "entrants.py", "reference": "entrants.py", "training_rewards": "entrants.py",
+        "max_prompts": "entrants.py", "perplexity_file": "entrants.py",
     },
 }  # fmt: skip
 """The same, where a command differs."""

@@ -222,7 +222,7 @@ def test_the_tables_point_to_keys_that_exist() -> None:
         keys = set(load_schema(method.command)["properties"])
         # What one method alone has, such as PPO's coefficient, others need not.
         lacking = set(RENAMED.values()) - keys
-        assert all(sum(key in load_schema(name)["properties"] for name in method_names()) == 1 for key in lacking)
+        assert all(sum(key in load_schema(each.command)["properties"] for each in METHODS) == 1 for key in lacking)
         assert not (RENAMED.keys() | TRANSLATED.keys() | IGNORED.keys() | SYNONYMS.keys()) & keys
 
 
