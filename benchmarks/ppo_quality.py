@@ -3,8 +3,8 @@
 MODEL is a folder of the 260k-parameter stories model, DIR the unpacked wheel of TRL 1.12.0 (see trl_ppo.py). Both go
 on from the same beginnings of stories for 48 tokens; the reward is the share of 8 times that the token for "the" comes,
 the same number for both. Told are reward and KL from the reference over the last ten of fifty rollouts of 32, for each
-seed: with LoRA, with all weights and the value as a head on the policy's trunk, and with all weights and a critic of
-its own, which is what TRL has in every mode.
+seed, with LoRA and with all weights: with the value as a head on the policy's trunk, and with a critic of its own,
+which is what TRL has in every mode.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ NAMES = ("Tim", "Sue", "Ben", "Anna", "Max", "Mia", "Sam", "Lucy")
 RESPONSE, EPISODES, EPOCHS, ROLLOUTS, LAST, KL_COEF = 48, 32, 4, 50, 10, 0.02
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 MODES: dict[str, dict[str, Any]] = {
-    "LoRA": {"learning_rate": 1e-3, "lora": LORA, "value_model": "shared"},
+    "LoRA, shared trunk": {"learning_rate": 1e-3, "lora": LORA, "value_model": "shared"},
+    "LoRA, separate critic": {"learning_rate": 1e-3, "lora": LORA, "value_model": "separate"},
     "all weights, shared trunk": {"learning_rate": 3e-4, "lora": None, "value_model": "shared"},
     "all weights, separate critic": {"learning_rate": 3e-4, "lora": None, "value_model": "separate"},
 }

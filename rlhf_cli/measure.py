@@ -63,7 +63,7 @@ def measure_model(recipe: Recipe, role: Role, dtype: str, batch: Batch) -> Model
     trainable, frozen, frozen_bytes = base, 0, 0.0
     if not role.trains and not role.copies:
         return _frozen(base, int(_stored_bytes(recipe, base, linear, dtype)), text)
-    if recipe["use_peft"] or source.adapter:
+    if not role.whole and (recipe["use_peft"] or source.adapter):
         _refuse_unfound(recipe, source, model)
         with explained_model(recipe, f"an adapter on `{source.name}`", source.base), init_empty_weights():
             config = adapter_config(model_keys(recipe), source, kind, model)

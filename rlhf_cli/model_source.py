@@ -56,6 +56,8 @@ class Role:
     """Whether it takes memory of its own."""
     copies: bool = False
     """Whether it is a frozen copy of what trains."""
+    whole: bool = False
+    """Whether all its weights train, whatever the recipe says of adapters and quantisation."""
 
 
 def find_source(recipe: Recipe, trains: str) -> Source:

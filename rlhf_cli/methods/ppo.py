@@ -67,8 +67,8 @@ def roles(recipe: Recipe, source: Source) -> tuple[Role, ...]:
     names = as_list(recipe["reward_model_path"])
     if recipe["value_model"] == "separate":
         start = look_into(names[0]) if names else source
-        role = Role(VALUE, f"a model of its own that begins as {start.name}", start, REWARD_MODEL)
-        found.append(role)
+        text = f"a model of its own that begins as {start.name}"
+        found.append(Role(VALUE, text, start, REWARD_MODEL, whole=True))
     else:
         found.append(Role(VALUE, "a head on the policy's trunk", source, takes=False))
     for number, name in enumerate(names, 1):
@@ -230,11 +230,14 @@ METHOD = Method(
             "message": "`neftune_noise_alpha` would make another policy of it in training than in sampling",
             "fix": "remove it",
         },
-        {
-            "when": {"value_model": "separate", "use_peft": True},
-            "message": "a separate value model trains all its weights, beside which an adapter saves nothing",
-            "fix": "remove one of them: `value_model: shared` is a head on the policy's trunk",
-        },
+        *(
+            {
+                "when": {"value_model": "separate", "reward_model_path": None, quantised: True},
+                "message": "a separate value model would begin as the policy, whose quantised weights cannot be trained",
+                "fix": "write `value_model: shared`, or a `reward_model_path` for it to begin as",
+            }
+            for quantised in ("load_in_4bit", "load_in_8bit")
+        ),
         {
             "when": {"kl_coef": 0.0, "kl_target": "*"},
             "message": "`kl_target` adapts `kl_coef`, and 0 stays 0",

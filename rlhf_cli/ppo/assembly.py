@@ -105,13 +105,9 @@ class _Critic:
 
 
 def _begin_critic(config: PPOConfig, loaded: Loaded, paths: list[str]) -> _Critic:
-    if isinstance(loaded.model, PeftModel):
-        raise RecipeError(
-            "a separate value model trains all its weights, beside which an adapter saves nothing",
-            hint="use `value_model: shared`, a head on the policy's trunk",
-        )
     if not paths:
-        return _Critic(copy.deepcopy(loaded.model.base_model), None, {})
+        policy = copy.deepcopy(loaded.model)
+        return _Critic((policy.unload() if isinstance(policy, PeftModel) else policy).base_model, None, {})
     machine, trusts = detect_machine(use_cpu=config.use_cpu), config.trust_remote_code
     start = load_reward_model(paths[0], machine, quantisation={}, trust_remote_code=trusts)
     if start.tokenizer.get_vocab() != loaded.tokenizer.get_vocab():

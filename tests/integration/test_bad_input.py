@@ -191,7 +191,7 @@ PPO: dict[str, Callable[[World], list[str]]] = {
     "ppo-top-p": lambda w: w.ppo(top_p=0.9),
     "ppo-k3": lambda w: w.ppo(kl_estimator="k3"),
     "ppo-old-batch-size": lambda w: w.ppo(mini_batch_size=4, init_kl_coef=0.1),
-    "ppo-critic-beside-an-adapter": lambda w: w.ppo(value_model="separate", use_peft=True),
+    "ppo-critic-in-4-bits": lambda w: w.ppo(value_model="separate", use_peft=True, load_in_4bit=True),
     "ppo-no-such-file": lambda w: w.ppo(reward_funcs="nowhere.py:f"),
     "ppo-no-such-function": lambda w: w.ppo(reward_funcs="rewards.py:rewards"),
     "ppo-function-raises": lambda w: w.ppo(function="return [1 / 0]"),

@@ -22,6 +22,7 @@ LORA = {"use_peft": True, "lora_target_modules": "all-linear", "lora_r": 4}
 WAYS: dict[str, dict[str, Any]] = {
     "full": {},
     "separate critic": {"value_model": "separate"},
+    "adapter, separate critic": {"value_model": "separate", **LORA},
     "lora": LORA,
     "an adapter continued": {"model_name_or_path": "taught"},
     "4-bit": {**LORA, "load_in_4bit": True},
@@ -90,7 +91,10 @@ def test_what_is_saved_loads_without_us(
         assert any((start[name] != tensor).any() for name, tensor in load_file(run / "model.safetensors").items())
         assert model.generation_config.eos_token_id == AutoTokenizer.from_pretrained(run).eos_token_id
     assert load_file(run / "value_head.safetensors")["weight"].abs().sum() > 0
-    assert (run / "value").exists() == (way == "separate critic")
+    assert (run / "value").exists() == ("separate critic" in way)
+    if "separate critic" in way:
+        before, after = load_file(tiny_base / "model.safetensors"), load_file(run / "value/model.safetensors")
+        assert any((before[f"model.{name}"] != tensor).any() for name, tensor in after.items())
     assert rlhf("generate", "run", "--prompt", "2+2?", "--max-new-tokens", "3").code == 0
 
 
