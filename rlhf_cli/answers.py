@@ -60,15 +60,16 @@ class Respondent:
     ) -> None:
         run = run_of(name)
         trained = settings_of(run, read_record(run)) if run else {}
-        quantised = quantisation or {key: trained[key] for key in QUANTISATION if trained.get(key)}
+        if quantisation is None:
+            quantisation = {key: trained[key] for key in QUANTISATION if trained.get(key)}
         with quietly():
             model, self.tokenizer = load_for_generation(
                 name,
                 dtype=dtype or ("bfloat16" if machine.bf16 else "float32"),
                 device=machine.device,
                 model_revision=trained.get("model_revision") or "main",
-                trust_remote_code=trust_remote_code or bool(trained.get("trust_remote_code")),
-                quantisation=quantised,
+                trust_remote_code=trust_remote_code,
+                quantisation=quantisation,
             )
         self._model = PolicyWithValue(model).to(machine.device).eval()
 

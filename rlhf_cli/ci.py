@@ -27,7 +27,7 @@ def write_junit(file: Path, suite: str, gates: Sequence[GateOutcome], elapsed_s:
 
     cases = []
     for gate in gates:
-        whose = " ".join(part for part in (gate.metric, gate.model, gate.judge) if part)
+        whose = " ".join(part for part in (gate.metric, gate.bound, gate.model, gate.judge) if part)
         case = TestCase(_printable(whose), classname=_printable(suite))
         if not gate.met:
             case.result = [Failure(_printable(gate.text))]

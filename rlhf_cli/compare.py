@@ -84,7 +84,7 @@ def _ask(ground: Ground, entrant: Entrant) -> None:
     respondent = Respondent(
         entrant.path,
         ground.machine,
-        quantisation={key: recipe[key] for key in QUANTISATION if recipe.get(key)},
+        quantisation={key: recipe[key] for key in QUANTISATION if key in recipe} or None,
         trust_remote_code=bool(recipe["trust_remote_code"]),
     )
     asking = Asking(
@@ -98,7 +98,7 @@ def _ask(ground: Ground, entrant: Entrant) -> None:
             entrant.more.append(respondent.answer(entrant.prompts, numbers, asking, scored=False))
     if ground.pieces and entrant.step is None:
         entrant.nats, entrant.text_tokens = (each.astype(np.float64) for each in respondent.surprise(ground.pieces))
-    if entrant.name == ground.reference:
+    if entrant.name == ground.reference and asking.temperature:
         _measure_distance(ground, respondent, asking)
 
 
@@ -165,6 +165,7 @@ def _perform(ground: Ground, entrant: Entrant) -> Performance:
         entrant.path,
         texts=[episode.text for episode in episodes],
         tokens=np.array([len(episode.response_ids) for episode in episodes], dtype=np.float64),
+        characters=np.array([len(episode.text) for episode in episodes], dtype=np.float64),
         finished=np.array([episode.finished for episode in episodes], dtype=np.float64),
         repetition=np.array([repetition(episode.response_ids) for episode in episodes]),
         nats=entrant.nats,
@@ -211,7 +212,7 @@ def _stand(ground: Ground, performances: Mapping[str, Performance], people: Pair
         performances=models,
         contests=contests,
         verdicts=verdicts,
-        gates=check_gates(recipe["gates"], numbers, contests, verdicts, trained),
+        gates=check_gates(recipe["gates"], numbers, contests, verdicts, trained, baseline=ground.baseline),
         frontier=_draw_frontier(ground, performances) if recipe["frontier"] else None,
         warnings=ground.warnings,
     )
@@ -251,7 +252,7 @@ def _draw_frontier(ground: Ground, performances: Mapping[str, Performance]) -> F
         judges={"training": training, "held_out": held_out},
         points=points,
         best_of_n=best_of_n(baseline.several[training or chooser], baseline.several),
-        best=find_best(points, chooser),
+        best=find_best(points, held_out) if held_out else None,
         over_optimised_after=None if fall is None else points[fall].name,
     )
 

@@ -118,12 +118,9 @@ def compare(
 
 
 def adjust(contests: Sequence[Contest]) -> list[Contest]:
-    """Allow for the number of models that each judge compared: the more, the likelier one looks better by chance."""
-    adjusted: dict[int, float] = {}
-    for judge in {contest.judge for contest in contests}:
-        own = [index for index, contest in enumerate(contests) if contest.judge == judge]
-        adjusted |= dict(zip(own, holm([contests[index].p for index in own]), strict=True))
-    return [replace(contest, p_adjusted=adjusted[index]) for index, contest in enumerate(contests)]
+    """Allow for how many models and judges there are: the more, the likelier one looks better to one by chance."""
+    adjusted = holm([contest.p for contest in contests])
+    return [replace(contest, p_adjusted=p) for contest, p in zip(contests, adjusted, strict=True)]
 
 
 def holm(ps: Sequence[float]) -> list[float]:
@@ -149,6 +146,8 @@ def sign_flip_p(values: Floats, groups: Sequence[Hashable], *, seed: int, permut
     Returns:
         The share of sign patterns whose sum is as far from 0; never 0 (Phipson and Smyth 2010).
     """
+    if not np.isfinite(values).all():
+        raise ValueError("a difference is no number")
     sums = sum_by_group(values, groups)
     sums = sums[sums != 0]
     reached = abs(sums.sum()) * (1 - 1e-9)
@@ -252,14 +251,20 @@ def give_verdict(held_out: Sequence[Contest], training: Sequence[Contest]) -> Ve
     against = next((contest for contest in held_out if contest.outcome == WORSE), None)
     told = next((contest for contest in held_out if contest.outcome == BETTER), None)
     if not held_out:
-        sentence = f"{training[0].sentence}; it was trained against that judge, and no other was asked"
+        sentence = f"{training[0].sentence}; that judge was trained against, and no other was asked"
         return Verdict(model, training[0].outcome, sentence)
-    if pleased and against and not told:
-        return Verdict(model, OVER_OPTIMISED, _over_optimised(pleased[0], against))
+    if pleased and against:
+        also = f"; `{told.judge}` prefers it as well" if told else ""
+        return Verdict(model, OVER_OPTIMISED, _over_optimised(pleased[0], against) + also)
     if against and told:
         return Verdict(model, DISAGREE, f"{told.sentence}; {against.sentence}")
-    if told or against:
-        return Verdict(model, (told or against).outcome, (told or against).sentence)  # type: ignore[union-attr]
+    decided = told or against
+    if decided is not None:
+        others = sum(contest.outcome not in (BETTER, WORSE) for contest in held_out)
+        unsure = (
+            f"; {others} other judge{'s see' if others > 1 else ' sees'} no significant difference" if others else ""
+        )
+        return Verdict(model, decided.outcome, decided.sentence + unsure)
     if outcomes == {IDENTICAL} and not pleased:
         return Verdict(model, IDENTICAL, held_out[0].sentence)
     sentence = held_out[0].sentence
@@ -272,6 +277,6 @@ def give_verdict(held_out: Sequence[Contest], training: Sequence[Contest]) -> Ve
 def _over_optimised(pleased: Contest, against: Contest) -> str:
     return (
         f"{pleased.model} is over-optimised: the reward it was trained on, `{pleased.judge}`, prefers it to "
-        f"{pleased.baseline} on {pleased.win_rate.value:.0%} of {pleased.prompts:,} prompts, and `{against.judge}`, "
-        f"which it never saw, on {against.win_rate.as_percent()} (p {_as_p(against.p_adjusted)})"
+        f"{pleased.baseline} on {pleased.win_rate.value:.0%} of {pleased.prompts:,} prompts, and the held-out judge "
+        f"`{against.judge}` on {against.win_rate.as_percent()} (p {_as_p(against.p_adjusted)})"
     )

@@ -14,10 +14,11 @@ from rlhf_cli.answers import open_tokenizer
 from rlhf_cli.data import load_held_out
 from rlhf_cli.errors import DataError, RecipeError
 from rlhf_cli.eval_recipe import models_of
-from rlhf_cli.judging import PEOPLE, Judge, find_judges
-from rlhf_cli.lineage import trained_prompts, training_rewards
+from rlhf_cli.judging import Judge, find_judges, unasked_functions
+from rlhf_cli.lineage import read_record, run_of, settings_of, trained_prompts, training_rewards
 from rlhf_cli.machine import detect_machine
 from rlhf_cli.model_source import look_into
+from rlhf_cli.models import QUANTISATION
 from rlhf_cli.plan import REWARD_MODEL, Machine
 from rlhf_cli.ppo.rollout import Episode
 from rlhf_cli.recipe import Recipe, as_list
@@ -96,13 +97,13 @@ def survey_ground(recipe: Recipe) -> Ground:
     kept = _encode_all(entrants, rows, recipe)
     models = {name: entrant.path for name, entrant in entrants.items() if entrant.step is None}
     baseline = recipe["baseline"] or next(iter(models))
-    against = {name: _rewards_of(recipe, path) for name, path in models.items() if name != baseline}
+    against = {name: _rewards_of(recipe, path) for name, path in models.items()}
     judges = find_judges(recipe, against)
+    _refuse_unknown_judges(recipe, judges)
     trained_on, warnings = _look_back(models, kept)
+    warnings += [*_doubt_judges(judges, against, compares=len(models) > 1), *_doubt_quantisation(recipe, models)]
     if len(kept) < len(rows):
         warnings.append(f"{len(rows) - len(kept)} prompts are left out: they are too long for a model")
-    if len(models) > 1 and all(judge.trained and judge.kind != PEOPLE for judge in judges):
-        warnings.append("every judge was trained against: none is left that no model has learnt to please")
     return Ground(
         recipe=recipe,
         machine=detect_machine(),
@@ -125,7 +126,7 @@ def _find_entrants(recipe: Recipe) -> dict[str, Entrant]:
     entrants = {name: Entrant(name, path) for name, path in models.items()}
     if recipe["frontier"] is not None:
         path = models[recipe["frontier"]]
-        checkpoints = RunDir(Path(path)).checkpoints()[::-1]
+        checkpoints = RunDir(Path(path)).complete_checkpoints()[::-1]
         if not checkpoints:
             raise RecipeError(
                 f"`{path}` has no checkpoints to compare",
@@ -150,6 +151,45 @@ def _rewards_of(recipe: Recipe, path: str) -> list[str]:
     if recipe["training_rewards"] is not None:
         return as_list(recipe["training_rewards"])
     return training_rewards(path)
+
+
+def _refuse_unknown_judges(recipe: Recipe, judges: Sequence[Judge]) -> None:
+    names = [judge.name for judge in judges]
+    for gate in recipe["gates"]:
+        if gate.get("judge", names[0] if names else None) not in (*names, None):
+            raise RecipeError(
+                f"a gate asks for the judge `{gate['judge']}`, and there is none of that name",
+                where=recipe.where("gates"),
+                hint=f"there are {', '.join(names) or 'none'}",
+            )
+
+
+def _doubt_judges(
+    judges: Sequence[Judge], against: Mapping[str, Sequence[str]], *, compares: bool
+) -> list[str]:  # fmt: skip
+    warnings = [
+        f"{', '.join(sorted(models))} was trained against `{function}`, which is not asked: it is code, and only what "
+        "the recipe names is run; add it to `reward_funcs`"
+        for function, models in unasked_functions(judges, against).items()
+    ]
+    if compares and judges and all(judge.trained for judge in judges):
+        warnings.append("every judge was trained against: none is left that no model has learnt to please")
+    return warnings
+
+
+def _doubt_quantisation(recipe: Recipe, models: Mapping[str, str]) -> list[str]:
+    """Say where some models are loaded in fewer bits than others, which is no difference of training."""
+    if any(key in recipe for key in QUANTISATION):
+        return []
+    runs = {name: run_of(path) for name, path in models.items()}
+    settings = {name: settings_of(run, read_record(run)) if run else {} for name, run in runs.items()}
+    fewer = [name for name in models if any(settings[name].get(key) for key in ("load_in_4bit", "load_in_8bit"))]
+    if not fewer or len(fewer) == len(models):
+        return []
+    return [
+        f"{', '.join(fewer)} is quantised as in training and the others are not, which alone makes a difference: "
+        "`load_in_4bit: true` loads all of them alike"
+    ]
 
 
 def _choose(recipe: Recipe, rows: list[Row]) -> list[Row]:
@@ -193,7 +233,8 @@ def _look_back(models: Mapping[str, str], rows: Sequence[Row]) -> tuple[dict[str
     for name, path in models.items():
         known = trained_prompts(path)
         count = known.count(rows)
-        counts[name] = None if known.unknown and not count else count
+        is_told = run_of(path) is not None and not known.unknown
+        counts[name] = count if count or is_told else None
         if count:
             warnings.append(
                 f"{name}, or what it was made from or with, was trained on {count:,} of these {len(rows):,} prompts: "

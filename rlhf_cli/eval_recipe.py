@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from rlhf_cli.command import Command
@@ -25,7 +26,7 @@ def models_of(recipe: Recipe) -> dict[str, str]:
     """
     given = recipe["models"] or {}
     if isinstance(given, dict):
-        return {str(name): str(path) for name, path in given.items()}
+        return {str(name): os.path.expanduser(path) for name, path in given.items()}
     names = [Path(path).name for path in given]
     if len(set(names)) < len(names):
         raise RecipeError(
@@ -33,7 +34,7 @@ def models_of(recipe: Recipe) -> dict[str, str]:
             where=recipe.where("models"),
             hint="write names for them: `models: {sft: runs/1/model, ppo: runs/2/model}`",
         )
-    return dict(zip(names, given, strict=True))
+    return dict(zip(names, map(os.path.expanduser, given), strict=True))
 
 
 def check_evaluation(recipe: Recipe) -> None:
@@ -57,6 +58,7 @@ def _check_policies(recipe: Recipe) -> list[Problem]:
     if not any(recipe[key] for key in ("reward_model_path", "reward_funcs", "verdicts_file")) and len(models) > 1:
         what = "nobody judges: there is no `reward_model_path`, `reward_funcs` or `verdicts_file`"
         found.append(recipe.problem("models", what, "add one, best a judge that no model was trained against"))
+    found += _check_frontier(recipe)
     for gate in recipe["gates"]:
         if gate["metric"] in METRICS:
             what = f"`{gate['metric']}` is a number of a reward model, and this compares `models`"
@@ -64,6 +66,22 @@ def _check_policies(recipe: Recipe) -> list[Problem]:
         if gate.get("model", next(iter(models))) not in models:
             what = f"a gate asks for the model `{gate['model']}`, which is not one of `models`"
             found.append(recipe.problem("gates", what, f"one of {', '.join(models)}"))
+    return found
+
+
+def _check_frontier(recipe: Recipe) -> list[Problem]:
+    """What draws reward against KL needs answers that are sampled, and KL from the baseline."""
+    found = []
+    if recipe["best_of_n"] is not None and recipe["frontier"] is None:
+        what = "`best_of_n` stands beside a frontier, and there is none"
+        found.append(recipe.problem("best_of_n", what, "add `frontier: MODEL`, or remove it"))
+    if recipe["frontier"] is not None and recipe["reference"] not in (None, recipe["baseline"]):
+        what = "a frontier starts at the baseline, so that KL must be measured from there"
+        found.append(recipe.problem("reference", what, "remove `reference`"))
+    asks_kl = [gate["metric"] for gate in recipe["gates"] if gate["metric"] in ("kl", "kl_per_token")]
+    if recipe["temperature"] == 0 and (recipe["frontier"] is not None or asks_kl):
+        what = "`temperature: 0` takes the likeliest tokens, which tell no KL"
+        found.append(recipe.problem("temperature", what, "1 draws from the policy itself"))
     return found
 
 
@@ -150,8 +168,8 @@ EVALUATION = Command(
             "type": "number",
             "minimum": 0,
             "default": 1.0,
-            "description": "1 draws answers from the policy itself, so that KL is estimated without bias; 0 takes the "
-            "likeliest token.",
+            "description": "1 draws answers from the policy itself; KL is that of what is drawn, without bias. 0 takes "
+            "the likeliest token, and tells no KL.",
         },
         "max_prompts": {
             "type": ["integer", "null"],
@@ -231,7 +249,7 @@ reward_model_path: runs/judge    # best one that nothing was trained against
 dataset_name: {data}
 max_prompts: 200
 gates:
-  - {{metric: win_rate, min: 0.5, bound: ci_low}}
+  - {{metric: win_rate, min: 0.51, bound: ci_low}}
 output_dir: {output}
 """,
     starter_data="trl-lib/ultrafeedback-prompt",

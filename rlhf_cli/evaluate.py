@@ -11,15 +11,31 @@ from typing import Any
 
 from rlhf_cli.compare import compare_policies
 from rlhf_cli.errors import RecipeError
+from rlhf_cli.eval_recipe import models_of
 from rlhf_cli.gates import GateOutcome, check_gate
 from rlhf_cli.grading import judge_reward_model
-from rlhf_cli.machine import describe_environment, is_first_process, wait_for_all
+from rlhf_cli.machine import (
+    describe_environment,
+    detect_machine,
+    first_process_first,
+    is_first_process,
+    leave_processes,
+    wait_for_all,
+)
 from rlhf_cli.recipe import Recipe
 from rlhf_cli.redaction import find_secrets, hide_in, hide_named
-from rlhf_cli.report import write_report
-from rlhf_cli.run_dir import RunDir, write_json, write_text
-from rlhf_cli.standings import Standings
-from rlhf_cli.terminal import say
+from rlhf_cli.report import tell_report
+from rlhf_cli.run_details import BEST
+from rlhf_cli.run_dir import (
+    ANSWERS_FILE,
+    EVALUATION_FILE,
+    REPORT_FILE,
+    RunDir,
+    finite,
+    write_json,
+    write_text,
+)
+from rlhf_cli.terminal import say, say_error
 
 
 @dataclass(frozen=True)
@@ -44,13 +60,14 @@ def evaluate(recipe: Recipe) -> Evaluation:
     Raises:
         UserError: when models, data or judges cannot be used.
     """
-    folder = _make_output_dir(recipe)
+    with first_process_first(detect_machine()):  # from here on the processes of a launch share the work
+        folder = _make_output_dir(recipe)
     answers: list[dict[str, Any]] = []
+    frontier = None
     if recipe["models"]:
         comparison = compare_policies(recipe)
         found = Evaluation(comparison.standings.as_text(), comparison.as_json(), comparison.standings.gates)
-        answers = comparison.answers
-        _mark_best(recipe, comparison.standings)
+        answers, frontier = comparison.answers, comparison.standings.frontier
     else:
         card, told = judge_reward_model(recipe)
         numbers = {name: number.as_json() for name, number in card.numbers.items()}
@@ -60,11 +77,15 @@ def evaluate(recipe: Recipe) -> Evaluation:
         **found.outcome,
         "environment": describe_environment(),
         "argv": sys.argv,
-        "recipe": hide_in(hide_named(recipe.values), find_secrets(recipe.values)),
+        "recipe": hide_named(recipe.values),
     }
+    outcome = hide_in(outcome, find_secrets(recipe.values))
     if folder is not None and is_first_process():
         _write(folder, outcome, answers, reports=recipe["report"])
+    if frontier is not None and frontier.best is not None and is_first_process():
+        _mark_best(Path(models_of(recipe)[frontier.run]), frontier.best)
     wait_for_all()
+    leave_processes()
     return Evaluation(found.text, outcome, found.gates)
 
 
@@ -87,21 +108,28 @@ def _make_output_dir(recipe: Recipe) -> Path | None:
 
 
 def _write(folder: Path, outcome: dict[str, Any], answers: Sequence[dict[str, Any]], *, reports: bool) -> None:
+    """Put it in the place of what an evaluation before has left."""
     if answers:
-        lines = [json.dumps(answer, ensure_ascii=False, default=str) + "\n" for answer in answers]
-        write_text(folder / "answers.jsonl", "".join(lines).encode("utf-8", "replace").decode())
-    write_json(folder / "eval.json", outcome)
+        lines = [json.dumps(finite(answer), ensure_ascii=False, default=str) + "\n" for answer in answers]
+        write_text(folder / ANSWERS_FILE, "".join(lines).encode("utf-8", "replace").decode())
+    else:
+        (folder / ANSWERS_FILE).unlink(missing_ok=True)
+    write_json(folder / EVALUATION_FILE, outcome)
     if reports:
-        say(f"report: {write_report(folder)}")
+        tell_report(folder)
+    else:
+        (folder / REPORT_FILE).unlink(missing_ok=True)
 
 
-def _mark_best(recipe: Recipe, standings: Standings) -> None:
+def _mark_best(run: Path, checkpoint: str) -> None:
     """Let `best` in a run's folder name its checkpoint to ship."""
-    if standings.frontier is None or not is_first_process():
+    draft = run / ".best.new"
+    try:
+        draft.unlink(missing_ok=True)
+        draft.symlink_to(checkpoint)
+        draft.replace(run / BEST)
+    except OSError as error:
+        say_error(f"warning: {run / BEST} cannot be linked to {checkpoint}: {error.strerror}")
+        draft.unlink(missing_ok=True)
         return
-    folder = Path(standings.performances[recipe["frontier"]].path)
-    draft = folder / ".best.new"
-    draft.unlink(missing_ok=True)
-    draft.symlink_to(standings.frontier.best)
-    draft.replace(folder / "best")
-    say(f"{folder}/best is {standings.frontier.best} now")
+    say(f"{run / BEST} is {checkpoint} now")

@@ -49,8 +49,8 @@ class Frontier:
     """`training`, the reward that was trained on, and `held_out`, the judge that chooses."""
     points: Sequence[Point]
     best_of_n: Sequence[BestOfN]
-    best: str
-    """The checkpoint to ship."""
+    best: str | None
+    """The checkpoint to ship; None where no held-out judge likes one better than the baseline."""
     over_optimised_after: str | None
     """The checkpoint from which on the held-out judge falls, and not by chance, while the training reward does not."""
 
@@ -83,9 +83,10 @@ def best_of_n(training: Floats, judged: Mapping[str, Floats]) -> list[BestOfN]:
     return found
 
 
-def find_best(points: Sequence[Point], judge: str) -> str:
-    """The checkpoint that a judge likes best; of equal ones that which is nearest to the reference."""
-    return max(points, key=lambda point: (point.scores[judge].value, -point.kl.value)).name
+def find_best(points: Sequence[Point], judge: str) -> str | None:
+    """The checkpoint that a judge likes best, if better than the baseline; of equal ones that nearest to it."""
+    best = max(points, key=lambda point: (point.difference[judge].value, -point.kl.value))
+    return best.name if best.difference[judge].value > 0 else None
 
 
 def find_fall(

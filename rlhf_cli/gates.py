@@ -27,7 +27,7 @@ POLICY_METRICS = {
     "reward_difference": "mean score, less that of the baseline",
     "kl": "nats a response from the reference",
     "kl_per_token": "the same a token",
-    "length_ratio": "tokens, as a share of the baseline's",
+    "length_ratio": "characters, as a share of the baseline's",
     "eos_rate": "share of answers that end by themselves",
     "distinct_2": "share of pairs of words that are different ones",
     "repetition": "share of an answer's runs of four tokens that were there before",
@@ -77,6 +77,7 @@ class GateOutcome:
     """A gate, and whether it is met."""
 
     metric: str
+    bound: str
     text: str
     """What was asked and what came out."""
     met: bool
@@ -113,7 +114,7 @@ def check_gate(
     measured = _describe(number) if number else "was not measured"
     whose = (f" of {model}" if model else "") + (f" by `{judge}`" if judge else "")
     text = f"gate {gate['metric']} ({bound}){whose} asks {asked}: it {measured}"
-    return GateOutcome(gate["metric"], text, met, model, judge)
+    return GateOutcome(gate["metric"], bound, text, met, model, judge)
 
 
 def failed_gates(gates: Sequence[Mapping[str, Any]], numbers: Mapping[str, Mapping[str, float | None]]) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 from rlhf_cli.answers import Asking, Respondent
 from rlhf_cli.errors import DataError, RecipeError
 from rlhf_cli.files import is_data_file, read_rows
+from rlhf_cli.lineage import read_record, run_of, settings_of
 from rlhf_cli.machine import detect_machine
 from rlhf_cli.render import render_prompt
 from rlhf_cli.rows import PROMPT, as_user
@@ -58,7 +59,11 @@ def answer_prompts(name: str, prompts: Sequence[Prompt], asking: Asking, *, base
             raise RecipeError(f"`{name}` does not say what it was trained from", hint="--baseline needs a run folder")
         names = {"baseline": start, **names}
     machine = detect_machine()
-    columns = {column: _answer(Respondent(model, machine), prompts, asking) for column, model in names.items()}
+    run = run_of(name)
+    trusts = bool(run and settings_of(run, read_record(run)).get("trust_remote_code"))
+    columns = {}
+    for column, model in names.items():
+        columns[column] = _answer(Respondent(model, machine, trust_remote_code=trusts), prompts, asking)
     for index, prompt in enumerate(prompts):
         shown = prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
         yield {"prompt": shown, **{column: answers[index] for column, answers in columns.items()}}

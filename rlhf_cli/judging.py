@@ -9,15 +9,15 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from rlhf_cli.errors import DataError
+from rlhf_cli.errors import DataError, UserError
 from rlhf_cli.eval_recipe import models_of
 from rlhf_cli.files import READABLE, BadLine, is_data_file, read_rows
-from rlhf_cli.machine import quietly
+from rlhf_cli.machine import gather_parts, own_part, quietly
 from rlhf_cli.models import QUANTISATION
 from rlhf_cli.plan import Machine
 from rlhf_cli.ppo.rewards import Answer, Judged, ModelReward, Reward, load_function
 from rlhf_cli.recipe import Recipe, as_list
-from rlhf_cli.reward_model import load_reward_model
+from rlhf_cli.reward_model import load_reward_model, read_stamp
 from rlhf_cli.scores import Floats
 from rlhf_cli.sources import Tally
 
@@ -42,7 +42,7 @@ class Judge:
 
 
 def find_judges(recipe: Recipe, trained_against: Mapping[str, Sequence[str]]) -> list[Judge]:
-    """The judges that a recipe names, in its order, and behind them the rewards that its models were trained against.
+    """The judges that a recipe names, and behind them the reward models that its models were trained against.
 
     Args:
         recipe: Of the evaluation.
@@ -52,26 +52,38 @@ def find_judges(recipe: Recipe, trained_against: Mapping[str, Sequence[str]]) ->
     for reference in [*as_list(recipe["reward_model_path"]), *as_list(recipe["reward_funcs"])]:
         if not any(is_same(reference, other) for other in references):
             references.append(reference)
-    named = len(references)
-    for rewards in trained_against.values():
-        references += [reward for reward in rewards if not any(is_same(reward, other) for other in references)]
-    names = _told_apart(references)
-    judges = [
-        Judge(
-            name,
-            FUNCTION_JUDGE if is_function(reference) else REWARD_MODEL_JUDGE,
-            reference,
-            frozenset(
-                model
-                for model, rewards in trained_against.items()
-                if any(is_same(reference, reward) for reward in rewards)
-            ),
-        )
-        for name, reference in zip(names, references, strict=True)
+    kinds = [FUNCTION_JUDGE if is_function(reference) else REWARD_MODEL_JUDGE for reference in references]
+    if recipe["verdicts_file"]:
+        references.append(recipe["verdicts_file"])
+        kinds.append(PEOPLE)
+    for reward in (reward for rewards in trained_against.values() for reward in rewards):
+        if not is_function(reward) and not any(is_same(reward, other) for other in references):
+            references.append(reward)
+            kinds.append(REWARD_MODEL_JUDGE)
+    return [
+        Judge(name, kind, reference, _trained_against(reference, trained_against) if kind != PEOPLE else frozenset())
+        for name, kind, reference in zip(_told_apart(references), kinds, references, strict=True)
     ]
-    people = recipe["verdicts_file"]
-    verdicts = [Judge(Path(people).stem, PEOPLE, people)] if people else []
-    return [*judges[:named], *verdicts, *judges[named:]]
+
+
+def unasked_functions(judges: Sequence[Judge], trained_against: Mapping[str, Sequence[str]]) -> dict[str, set[str]]:
+    """Functions that models were trained against and that the recipe does not name, and the models.
+
+    A run folder may come from anywhere, and a function is code: only what the recipe names is run.
+    """
+    found: dict[str, set[str]] = {}
+    for model, rewards in trained_against.items():
+        for reward in rewards:
+            if is_function(reward) and not any(is_same(reward, judge.reference) for judge in judges):
+                found.setdefault(reward, set()).add(model)
+    return found
+
+
+def _trained_against(reference: str, trained_against: Mapping[str, Sequence[str]]) -> frozenset[str]:
+    """The models that were trained against a reward."""
+    return frozenset(
+        model for model, rewards in trained_against.items() if any(is_same(reference, reward) for reward in rewards)
+    )
 
 
 def is_function(reference: str) -> bool:
@@ -86,12 +98,20 @@ def is_same(one: str, other: str) -> bool:
         return False
     here, there = (Path(each.rpartition(":")[0] if is_function(each) else each).expanduser() for each in (one, other))
     same_place = here.samefile(there) if here.exists() and there.exists() else here == there
-    return same_place and (not is_function(one) or one.rpartition(":")[2] == other.rpartition(":")[2])
+    if is_function(one):
+        return same_place and one.rpartition(":")[2] == other.rpartition(":")[2]
+    return same_place or _have_same_weights(str(here), str(there))
+
+
+def _have_same_weights(one: str, other: str) -> bool:
+    """Whether the stamps of two reward models say that they are copies of one."""
+    weights = [read_stamp(name).get("weights") for name in (one, other)]
+    return bool(weights[0]) and weights[0] == weights[1]
 
 
 def _told_apart(references: Sequence[str]) -> list[str]:
     """Short names, or whole ones where two are called alike."""
-    short = [each.rpartition(":")[2] if is_function(each) else Path(each).name for each in references]
+    short = [each.rpartition(":")[2] if is_function(each) else Path(each).stem for each in references]
     return [name if short.count(name) == 1 else whole for name, whole in zip(short, references, strict=True)]
 
 
@@ -121,12 +141,33 @@ def judge_answers(reward: Reward, answers: Sequence[Sequence[Answer]]) -> list[J
         reward: The judge.
         answers: Of each model.
     """
-    every = [answer for each in answers for answer in each]
-    judged = reward.judge(every)
+    judged = _judge_together(reward, [answer for each in answers for answer in each])
     bounds = np.cumsum([len(each) for each in answers])[:-1]
     spreads = np.split(judged.spread, bounds) if judged.spread is not None else [None] * len(answers)
     parts = zip(np.split(judged.raw, bounds), np.split(judged.rewards, bounds), spreads, strict=True)
     return [Judged(raw, rewards, spread) for raw, rewards, spread in parts]
+
+
+def _judge_together(reward: Reward, answers: Sequence[Answer]) -> Judged:
+    """Have the processes of a launch judge a part each; a fault in one is told in all, else they would wait for it."""
+    mine = own_part(range(len(answers)))
+    part, fault = Judged(np.empty(0), np.empty(0)), None
+    try:
+        if mine:
+            part = reward.judge([answers[index] for index in mine])
+    except UserError as error:
+        fault = error
+    parts = gather_parts([(fault, mine, part)])
+    for failed, _, _ in parts:
+        if failed is not None:
+            raise failed
+    order = np.argsort(np.concatenate([indices for _, indices, _ in parts]))
+    spreads = [each.spread for _, indices, each in parts if len(indices)]
+    return Judged(
+        np.concatenate([each.raw for *_, each in parts])[order],
+        np.concatenate([each.rewards for *_, each in parts])[order],
+        np.concatenate([spread for spread in spreads if spread is not None])[order] if spreads[0] is not None else None,
+    )
 
 
 # --- whose verdict is not a score -----------------------------------------------------------------------------------
@@ -190,6 +231,8 @@ def _fault_of(row: Mapping[str, Any]) -> str:
     lacking = [column for column in ("prompt", "model_a", "model_b", "winner") if row.get(column) in (None, "")]
     if lacking:
         return f"a verdict has `{lacking[0]}`"
+    if not all(isinstance(row[column], str) for column in ("model_a", "model_b", "winner")):
+        return "`model_a`, `model_b` and `winner` are texts"
     if row["model_a"] == row["model_b"]:
         return f"`{row['model_a']}` is compared with itself"
     if row["winner"] not in ("model_a", "model_b", *_TIES, row["model_a"], row["model_b"]):

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_cli.lineage import Ancestor, Branch, ancestry, part_of, read_record, settings_of, training_rewards
-from rlhf_cli.run_dir import MANIFEST, RunDir, finite
+from rlhf_cli.run_dir import MANIFEST, REPORT_FILE, RunDir, finite
 from rlhf_cli.runs import Entry, duration, local_time, make_entry, mappings_in, read_evaluation, result_text, shown_path
 from rlhf_cli.terminal import printable
 
 BEST = "best"
-_REPORT = "report.html"
 _CLOCKS = ("_runtime", "_per_second")
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _INDENT = 13
@@ -101,7 +100,7 @@ def describe_run(folder: Path) -> Details:
         results=results_of(record),
         checkpoints=[_measure(path) for path in run.checkpoints()],
         best=shown_path(best.resolve()) if best.is_symlink() else None,
-        report=shown_path(folder / _REPORT) if (folder / _REPORT).is_file() else None,
+        report=shown_path(folder / REPORT_FILE) if (folder / REPORT_FILE).is_file() else None,
         again=_command(record),
     )
 

@@ -22,6 +22,7 @@ from rlhf_cli.recipe import Recipe
 from rlhf_cli.redaction import hide, hide_in, hide_yaml
 
 MANIFEST = "manifest.json"
+EVALUATION_FILE, ANSWERS_FILE, REPORT_FILE = "eval.json", "answers.jsonl", "report.html"
 RANK_LOG = "RLHF_RANK_LOG"
 """The variable that names the file a process other than the first talks to, until there is a run folder."""
 

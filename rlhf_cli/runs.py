@@ -14,10 +14,9 @@ from typing import Any
 
 from rlhf_cli.errors import RecipeError
 from rlhf_cli.lineage import part_of, read_record, run_of
-from rlhf_cli.run_dir import RunDir, finite
+from rlhf_cli.run_dir import EVALUATION_FILE, RunDir, finite
 from rlhf_cli.terminal import printable
 
-EVALUATION_FILE = "eval.json"
 _NUMBERS = (
     ("eval_gain", "gain"), ("eval_reward", "reward"), ("eval_rewards/accuracies", "accuracy"),
     ("eval_accuracy", "accuracy"), ("eval_loss", "loss"),

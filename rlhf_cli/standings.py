@@ -11,7 +11,7 @@ import numpy as np
 from rlhf_cli.contest import OVER_OPTIMISED, Contest, Verdict, compare, give_verdict
 from rlhf_cli.frontier import Frontier
 from rlhf_cli.gates import GateOutcome, check_gate
-from rlhf_cli.scores import Estimate, Floats, mean_by_group, ratio
+from rlhf_cli.scores import Estimate, Floats, mean_by_group, ratio, sum_by_group
 from rlhf_cli.terminal import printable
 from rlhf_cli.text_measures import distinct, openings
 
@@ -29,6 +29,7 @@ class Performance:
     path: str
     texts: list[str]
     tokens: Floats
+    characters: Floats
     finished: Floats
     """1 where an answer ends by itself."""
     repetition: Floats
@@ -66,11 +67,6 @@ class Standings:
     gates: list[GateOutcome]
     frontier: Frontier | None
     warnings: Sequence[str]
-
-    @property
-    def failed_gates(self) -> list[str]:
-        """What was asked for and is not reached."""
-        return [gate.text for gate in self.gates if not gate.met]
 
     def as_json(self) -> dict[str, Any]:
         """The standings as a JSON object."""
@@ -151,6 +147,8 @@ def _frontier_lines(frontier: Frontier) -> list[str]:
     for best in frontier.best_of_n:
         scores = "  ".join(f"{printable(judge)} {score:+.3f}" for judge, score in best.scores.items())
         lines.append(f"  {f'best of {best.n}':<18} KL {best.kl:6.2f}  {scores}")
+    if frontier.best is None and frontier.judges["held_out"]:
+        lines.append(f"  no checkpoint is better than the baseline by `{printable(str(frontier.judges['held_out']))}`")
     if frontier.over_optimised_after:
         lines.append(
             f"  over-optimised after {frontier.over_optimised_after}: from there on "
@@ -178,18 +176,21 @@ def measure(
     def mean(values: Floats, *, is_share: bool = False) -> Estimate:
         return mean_by_group(values, prompts, seed=seed, is_share=is_share)
 
+    def by_prompt(sums: Floats, counts: Floats) -> Estimate:
+        return ratio(sum_by_group(sums, prompts), sum_by_group(counts, prompts), seed=seed)
+
     found = {
         "tokens": mean(each.tokens),
         "eos_rate": mean(each.finished, is_share=True),
         "repetition": mean(each.repetition),
-        "length_ratio": ratio(each.tokens, baseline.tokens, seed=seed),
+        "length_ratio": by_prompt(each.characters, np.maximum(1, baseline.characters)),
         **{f"distinct_{n}": Estimate(distinct(each.texts, n), None, None, len(prompts), 1) for n in (1, 2)},
     }
     if each.kl is not None and each.kl_k3 is not None:
         found |= {
             "kl": mean(each.kl),
             "kl_k3": mean(each.kl_k3),
-            "kl_per_token": ratio(each.kl, each.tokens, seed=seed),
+            "kl_per_token": by_prompt(each.kl, each.tokens),
         }
     if each.nats is not None and each.text_tokens is not None and text_bytes is not None:
         found["perplexity"] = _exp(ratio(each.nats, each.text_tokens, seed=seed))
@@ -215,7 +216,7 @@ def hold_contests(
         for name, each in performances.items():
             if name != baseline:
                 margins = each.scores[judge] - theirs.scores[judge]
-                lengths = each.tokens - theirs.tokens
+                lengths = each.characters - theirs.characters
                 found.append(
                     compare(margins, prompts, names=(name, baseline, judge), lengths=lengths, scored=True, seed=seed)
                 )
@@ -232,9 +233,14 @@ def reach_verdicts(contests: Sequence[Contest], trained: Mapping[str, frozenset[
     verdicts = []
     for model in dict.fromkeys(contest.model for contest in contests):
         own = [contest for contest in contests if contest.model == model]
-        training = [contest for contest in own if model in trained[contest.judge]]
-        verdicts.append(give_verdict([contest for contest in own if contest not in training], training))
+        held_out = [contest for contest in own if is_held_out(contest, trained)]
+        verdicts.append(give_verdict(held_out, [contest for contest in own if contest not in held_out]))
     return verdicts
+
+
+def is_held_out(contest: Contest, trained: Mapping[str, frozenset[str]]) -> bool:
+    """Whether neither side was trained against the judge, as far as their runs tell."""
+    return not {contest.model, contest.baseline} & trained[contest.judge]
 
 
 def check_gates(
@@ -243,26 +249,29 @@ def check_gates(
     contests: Sequence[Contest],
     verdicts: Sequence[Verdict],
     trained: Mapping[str, frozenset[str]],
+    *,
+    baseline: str,
 ) -> list[GateOutcome]:
     """Hold the numbers of the models against the gates: of all models but the baseline, unless a gate names one.
 
-    A judge that a gate does not name is the first that the model was not trained against.
+    A judge that a gate does not name is the first that the model was not trained against. What nobody has measured is
+    not met.
     """
     outcomes = []
     for gate in gates:
-        for verdict in verdicts:
-            if gate.get("model", verdict.model) != verdict.model:
-                continue
-            number, judge = None, None
+        others = [name for name in numbers if name != baseline] or [baseline]
+        for model in [gate["model"]] if "model" in gate else others:
+            number, judge = None, gate.get("judge")
             if gate["metric"] == "over_optimised":
-                number = Estimate(float(verdict.outcome == OVER_OPTIMISED), None, None, 1, 1)
+                found = next((verdict for verdict in verdicts if verdict.model == model), None)
+                number = Estimate(float(found.outcome == OVER_OPTIMISED), None, None, 1, 1) if found else None
             elif gate["metric"] in _OF_A_JUDGE:
-                contest = _contest_of(gate, verdict.model, contests, trained)
+                contest = _contest_of(gate, model, contests, trained)
                 number = getattr(contest, _OF_A_JUDGE[gate["metric"]]) if contest else None
-                judge = contest.judge if contest else gate.get("judge")
+                judge = contest.judge if contest else judge
             else:
-                number = numbers[verdict.model].get(gate["metric"])
-            outcomes.append(check_gate(gate, number.as_json() if number else None, model=verdict.model, judge=judge))
+                number = numbers[model].get(gate["metric"])
+            outcomes.append(check_gate(gate, number.as_json() if number else None, model=model, judge=judge))
     return outcomes
 
 
@@ -272,4 +281,4 @@ def _contest_of(
     own = [contest for contest in contests if contest.model == model]
     if "judge" in gate:
         return next((contest for contest in own if contest.judge == gate["judge"]), None)
-    return next((contest for contest in own if model not in trained[contest.judge]), own[0] if own else None)
+    return next((contest for contest in own if is_held_out(contest, trained)), None)

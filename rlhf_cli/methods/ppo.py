@@ -233,7 +233,7 @@ METHOD = Method(
         *(
             {
                 "when": {"value_model": "separate", "reward_model_path": None, quantised: True},
-                "message": "a separate value model would begin as the policy, whose quantised weights cannot be trained",
+                "message": "a separate value model would begin as the policy, whose quantised weights cannot train",
                 "fix": "write `value_model: shared`, or a `reward_model_path` for it to begin as",
             }
             for quantised in ("load_in_4bit", "load_in_8bit")

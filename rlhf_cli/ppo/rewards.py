@@ -169,6 +169,8 @@ class ModelReward:
         except BadRow as error:
             raise DataError(f"the reward model `{self.name}` cannot read a response: {error}") from None
         scores = self.model.score(texts, shared=False).astype(np.float64)
+        if not np.isfinite(scores).all():
+            raise DataError(f"the reward model `{self.name}` gives a score that is no number")
         normal = (scores - self.mean) / self.std
         spread = normal.std(axis=1) if self.model.members > 1 else None
         return Judged(scores.mean(axis=1), self._combined(normal), spread)

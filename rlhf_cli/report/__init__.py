@@ -20,9 +20,9 @@ def write_report(folder: Path) -> Path | None:
     Raises:
         EnvironmentFault: when no pictures can be drawn here.
     """
-    from rlhf_cli.run_dir import RunDir, write_text
+    from rlhf_cli.run_dir import EVALUATION_FILE, REPORT_FILE, RunDir, write_text
 
-    is_evaluation = (folder / "eval.json").exists()
+    is_evaluation = (folder / EVALUATION_FILE).exists()
     if not is_evaluation and not RunDir(folder).run_file.exists():
         return None
     from rlhf_cli.report.draw import Pen
@@ -35,7 +35,7 @@ def write_report(folder: Path) -> Path | None:
 
         page = evaluation_page(folder) if is_evaluation else run_page(RunDir(folder))
         text = render(page, pen)
-    path = folder / "report.html"
+    path = folder / REPORT_FILE
     write_text(path, text)
     return path
 

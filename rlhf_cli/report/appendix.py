@@ -9,6 +9,7 @@ from typing import Any
 
 from rlhf_cli.report.page import Cell, Table
 from rlhf_cli.report.wording import cut, is_number, number, setting, size
+from rlhf_cli.run_dir import REPORT_FILE
 
 _MOST_FILES = 60
 _COUNTS = {
@@ -131,7 +132,7 @@ def file_table(folder: Path) -> Table:
                 for each in sorted(path.rglob("*"))
                 if each.is_file()
             ]
-        elif not path.name.startswith(".") and path.name != "report.html":
+        elif not path.name.startswith(".") and path.name != REPORT_FILE:
             found.append((path.name, path.stat().st_size))
     rows = [[Cell(name, code=True), Cell(size(count))] for name, count in found[:_MOST_FILES]]
     left = f"{len(found) - _MOST_FILES} more are not listed." if len(found) > _MOST_FILES else ""

@@ -169,9 +169,11 @@ def _frontier(comparison: Comparison) -> list[Picture]:
     lines = [(look, points) for look, points in lines if len(points) > 1 or not look.endswith("n")]
     unit = "gain, in standard deviations of the baseline" if in_sigmas else "gain in score"
     judges = found["judges"]
+    looks = {"training": ("training reward", "orange", (6.0, 3.0)), "held_out": ("held-out judge", "blue", ())}
     keys = [
-        Key(f"training reward ({judges.get('training')})", "orange", (6, 3)),
-        Key(f"held-out judge ({judges.get('held_out')})", "blue"),
+        Key(f"{name} ({judges[look]})", colour, dash)
+        for look, (name, colour, dash) in looks.items()
+        if judges.get(look) is not None
     ]
     if any(look.endswith("best of n") for look, _ in lines):
         keys.append(Key("hollow: best of n, without training", "soft", (1.5, 3)))

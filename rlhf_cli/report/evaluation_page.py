@@ -13,6 +13,7 @@ from rlhf_cli.report.comparison import Comparison, comparison_sections, policy_n
 from rlhf_cli.report.page import BAD, GOOD, UNSURE, Page, Section
 from rlhf_cli.report.verdicts import card_verdict
 from rlhf_cli.report.wording import clean, date, number, read_json
+from rlhf_cli.run_dir import ANSWERS_FILE, EVALUATION_FILE
 from rlhf_cli.schema import load_schema
 
 _MOODS = {"better": GOOD, "worse": BAD, "over-optimised": BAD}
@@ -20,7 +21,7 @@ _MOODS = {"better": GOOD, "worse": BAD, "over-optimised": BAD}
 
 def evaluation_page(folder: Path) -> Page:
     """All that an evaluation leaves behind, for people."""
-    found = read_json(folder / "eval.json")
+    found = read_json(folder / EVALUATION_FILE)
     if found.get("kind") == "policies":
         return _policies(folder, found)
     return _reward_model(folder, found)
@@ -46,7 +47,7 @@ def _reward_model(folder: Path, found: Mapping[str, Any]) -> Page:
 
 
 def _policies(folder: Path, found: Mapping[str, Any]) -> Page:
-    comparison = Comparison(found, list(_read_answers(folder / "answers.jsonl")))
+    comparison = Comparison(found, list(_read_answers(folder / ANSWERS_FILE)))
     verdicts = found.get("verdicts") or []
     outcomes = [str(each.get("outcome")) for each in verdicts]
     missed = any(not gate.get("met") for gate in found.get("gates") or [])
@@ -99,7 +100,7 @@ def _facts(folder: Path, found: Mapping[str, Any], what: Mapping[str, str]) -> l
         ("data", ", ".join(Path(str(source.get("name", ""))).name for source in sources)),
         ("prompts", prompts),
         ("sampling", sampling.replace("_", " ")),
-        ("made", date((folder / "eval.json").stat().st_mtime)),
+        ("made", date((folder / EVALUATION_FILE).stat().st_mtime)),
         ("git", str((found.get("environment") or {}).get("git") or "no repository")),
     ]
     return [(name, value) for name, value in every if value]

@@ -160,6 +160,7 @@ def render(page: Page, pen: Pen) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["with_code"] = _with_code
     whole = environment.get_template("page.html.jinja").render(
         page=page,
         sections=[section for section in page.sections if not section.is_empty],
@@ -169,3 +170,13 @@ def render(page: Page, pen: Pen) -> str:
         signs={GOOD: "✓", BAD: "✗", UNSURE: "~", "": ""},
     )
     return str(clean(whole))
+
+
+def _with_code(text: str) -> Any:
+    """A sentence with what stands between backticks as code; all of it escaped."""
+    from markupsafe import Markup, escape
+
+    parts = text.split("`")
+    if len(parts) % 2 == 0:
+        return escape(text)
+    return Markup().join(Markup("<code>{}</code>").format(part) if odd % 2 else part for odd, part in enumerate(parts))

@@ -21,6 +21,9 @@ def fifths(completion_ids, **columns):
 def variety(completion_ids, **columns):
     return [len(set(ids)) / len(ids) - share for ids, share in zip(completion_ids, fifths(completion_ids))]
 
+def tenths(completion_ids, **columns):
+    return [sum(token % 10 == 0 for token in ids) / len(ids) for ids in completion_ids]
+
 def short(completion_ids, **columns):
     return [-float(len(ids)) for ids in completion_ids]
 
@@ -75,7 +78,9 @@ def test_a_policy_that_pleases_only_what_it_was_trained_against_is_over_optimise
     train(rlhf, recipe)
     models = {"base": str(tiny_base), "ppo": "run"}
     gates = [{"metric": "over_optimised", "max": 0}, {"metric": "kl", "max": 1e6, "model": "ppo"}]
-    name = write_eval(models=models, frontier="ppo", best_of_n=4, output_dir="judged", gates=gates, report=True)
+    judges = ["judges.py:variety", "judges.py:fifths"]
+    keys = {"models": models, "frontier": "ppo", "output_dir": "judged"}
+    name = write_eval(**keys, reward_funcs=judges, best_of_n=4, gates=gates, report=True)
     done = rlhf("eval", name, "--junit", "junit.xml")
     assert done.code == 3, done.out
     found = json.loads((tmp_path / "judged/eval.json").read_text())
@@ -93,9 +98,9 @@ def test_a_policy_that_pleases_only_what_it_was_trained_against_is_over_optimise
     assert names == [f"checkpoint-{step}" for step in (32, 64, 96)]
     assert [point["n"] for point in frontier["best_of_n"]] == [1, 2, 4]
     assert frontier["judges"] == {"training": "fifths", "held_out": "variety"}
-    gold = {point["name"]: point["scores"]["variety"]["value"] for point in frontier["points"]}
-    assert frontier["best"] == max(names, key=gold.__getitem__)
-    assert (tmp_path / "run/best").readlink() == Path(frontier["best"])
+    assert frontier["best"] is None, "none is better than the baseline"
+    assert not (tmp_path / "run/best").exists()
+    assert "no checkpoint is better than the baseline by `variety`" in done.out
     last, whole = frontier["points"][-1], found["models"]["ppo"]
     assert last["scores"]["variety"] == whole["rewards"]["variety"], "the last checkpoint is the model"
     assert frontier["best_of_n"][0]["scores"]["variety"] == pytest.approx(
@@ -103,13 +108,28 @@ def test_a_policy_that_pleases_only_what_it_was_trained_against_is_over_optimise
     )
 
     cases = ElementTree.parse(tmp_path / "junit.xml").getroot().findall(".//testcase")
-    assert [case.get("name") for case in cases] == ["over_optimised ppo", "kl ppo"]
+    assert [case.get("name") for case in cases] == ["over_optimised value ppo", "kl value ppo"]
     assert [case.find("failure") is None for case in cases] == [False, True]
     assert "eval.yaml:10: gate over_optimised (value) of ppo asks max 0: it is 1.000" in done.err
     assert (tmp_path / "judged/report.html").stat().st_size > 5000
     answers = [json.loads(line) for line in (tmp_path / "judged/answers.jsonl").read_text().splitlines()]
     mean = sum(row["answers"]["ppo"]["scores"]["variety"] for row in answers) / len(answers)
     assert mean == pytest.approx(whole["rewards"]["variety"]["value"])
+
+    liked = rlhf("eval", write_eval(**keys, reward_funcs="judges.py:tenths"))
+    assert liked.code == 0, liked.err
+    assert "was trained against `" in liked.err
+    assert "judges.py:fifths`, which is not asked: it is code" in liked.err
+    frontier = json.loads((tmp_path / "judged/eval.json").read_text())["frontier"]
+    gold = {point["name"]: point["scores"]["tenths"]["value"] for point in frontier["points"]}
+    assert gold[frontier["best"]] == max(gold.values())
+    assert (tmp_path / "run/best").readlink() == Path(frontier["best"])
+    assert rlhf("generate", "run/best", "--prompt", "2+2?", "--max-new-tokens", "3").code == 0
+    assert not (tmp_path / "judged/report.html").exists(), "it would tell of the evaluation before"
+
+    turned = rlhf("eval", write_eval(models=models, baseline="ppo", reward_funcs="judges.py:fifths"), "--json")
+    assert "every judge was trained against" in turned.err
+    assert "that judge was trained against" in json.loads(turned.out)["verdicts"][0]["sentence"]
 
 
 def test_prompts_that_were_trained_on_are_told_loudly(
@@ -218,6 +238,24 @@ def test_functions_are_given_the_columns_of_a_row_and_one_prompt_decides_nothing
     assert {verdict["outcome"] for verdict in found["verdicts"]} <= {"identical", "no significant difference"}
 
 
+def test_what_nobody_has_measured_is_no_gate_that_is_met(
+    rlhf: Callable[..., Any], write_eval: Callable[..., str], tiny_base: Path
+) -> None:
+    gates = [{"metric": "win_rate", "min": 0.1}, {"metric": "eos_rate", "min": 0.0}, {"metric": "kl", "max": 1.0}]
+    alone = rlhf("eval", write_eval(models={"a": str(tiny_base)}, gates=gates))
+    assert alone.code == 3
+    assert "gate win_rate (value) of a asks min 0.1: it was not measured" in alone.err
+    assert "eos_rate" not in alone.err
+    models = {"a": str(tiny_base), "b": str(tiny_base)}
+    greedy = rlhf("eval", write_eval(models=models, temperature=0), "--json")
+    assert greedy.code == 0, greedy.err
+    found = json.loads(greedy.out)
+    assert "kl" not in found["models"]["b"]["numbers"], "the likeliest answer tells no KL"
+    assert found["contests"][0]["outcome"] == "identical"
+    named = rlhf("eval", write_eval(models=models, gates=[{"metric": "repetition", "min": 2.0, "model": "a"}]))
+    assert named.code == 3, "a gate may name the baseline"
+
+
 def test_where_github_runs_it_failed_gates_are_annotated(
     rlhf: Callable[..., Any], write_eval: Callable[..., str], tiny_base: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -256,6 +294,9 @@ def test_where_github_runs_it_failed_gates_are_annotated(
         ({"output_dir": "run"}, 2, "holds a training run, whose report would be overwritten"),
         ({"models": {"a": "bare"}}, 2, "`bare` holds no model to ask"),
         ({"temperature": -1}, 2, "`temperature` must be at least 0"),
+        ({"temperature": 0, "gates": [{"metric": "kl", "max": 5}]}, 2, "takes the likeliest tokens, which tell no KL"),
+        ({"best_of_n": 4}, 2, "`best_of_n` stands beside a frontier, and there is none"),
+        ({"gates": [{"metric": "win_rate", "min": 0.5, "judge": "gold"}]}, 2, "a gate asks for the judge `gold`"),
     ],
 )  # fmt: skip
 def test_bad_input(

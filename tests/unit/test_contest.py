@@ -188,7 +188,7 @@ def test_a_verdict_weighs_the_judge_it_was_trained_against_against_the_others() 
     hacked = give_verdict([gold["down"]], [proxy["up"]])
     assert hacked.outcome == OVER_OPTIMISED
     assert "`proxy`, prefers it to sft on 100%" in hacked.sentence
-    assert "`gold`, which it never saw, on 0% [0%, 9%]" in hacked.sentence
+    assert "the held-out judge `gold` on 0% [0%, 9%]" in hacked.sentence
     assert give_verdict([gold["down"]], [proxy["down"]]).outcome == WORSE
     assert give_verdict([gold["up"]], [proxy["up"]]).outcome == BETTER
     unconfirmed = give_verdict([gold["flat"]], [proxy["up"]])
@@ -196,12 +196,31 @@ def test_a_verdict_weighs_the_judge_it_was_trained_against_against_the_others() 
     assert "not confirmed" in unconfirmed.sentence
     assert "no other was asked" in give_verdict([], [proxy["up"]]).sentence
     assert give_verdict([gold["same"]], [proxy["same"]]).outcome == IDENTICAL
+    flattered = give_verdict([gold["down"], contest(UP, judge="other")], [proxy["up"]])
+    assert flattered.outcome == OVER_OPTIMISED, "another judge does not hide it"
+    assert "`other` prefers it as well" in flattered.sentence
+    assert "1 other judge sees no significant difference" in give_verdict([gold["up"], gold["flat"]], []).sentence
     assert give_verdict([gold["up"], contest(DOWN, judge="other")], []).outcome == DISAGREE
 
 
-def test_the_more_models_the_harder_it_is_to_be_better() -> None:
+def test_the_more_models_and_judges_the_harder_it_is_to_be_better() -> None:
     margins = np.array([1.0] * 28 + [-1.0] * 13)
     assert adjust([contest(margins)])[0].outcome == BETTER
     assert {each.outcome for each in adjust([contest(margins), contest(FLAT), contest(FLAT)])} == {EVEN}
     others = [contest(FLAT, judge="other"), contest(FLAT, judge="third")]
-    assert adjust([contest(margins), *others])[0].outcome == BETTER
+    assert {each.outcome for each in adjust([contest(margins), *others])} == {EVEN}
+
+
+def test_a_score_that_is_no_number_decides_nothing() -> None:
+    with pytest.raises(ValueError, match="no number"):
+        contest(np.array([1.0, np.nan, 2.0]))
+
+
+def test_a_verdict_is_rarely_given_where_there_is_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scores, "_RESAMPLES", 100)  # of intervals, which no verdict asks
+    rng = np.random.default_rng(5)
+    found = []
+    for _ in range(200):
+        contests = adjust([contest(rng.normal(size=60), judge=f"judge {number}") for number in range(4)])
+        found.append(give_verdict(contests, []).outcome)
+    assert found.count(EVEN) >= 0.92 * len(found)

@@ -38,12 +38,14 @@ def test_n_goes_up_to_the_answers_there_are() -> None:
 
 
 def point(name: str, kl: float, gold: float) -> Point:
-    return Point(name, int(name), Estimate(kl, None, None, 1, 1), {"gold": Estimate(gold, None, None, 1, 1)}, {})
+    judged = {"gold": Estimate(gold, None, None, 1, 1)}
+    return Point(name, int(name), Estimate(kl, None, None, 1, 1), judged, judged)
 
 
 def test_the_best_checkpoint_is_the_judges_and_of_equals_the_nearest() -> None:
     assert find_best([point("1", 1, 0.2), point("2", 4, 0.5), point("3", 9, 0.4)], "gold") == "2"
     assert find_best([point("1", 7, 0.5), point("2", 4, 0.5)], "gold") == "2"
+    assert find_best([point("1", 7, -0.5), point("2", 4, 0.0)], "gold") is None
 
 
 def test_a_fall_is_told_where_it_is_more_than_chance() -> None:
