@@ -27,11 +27,12 @@ LETTERS = [chr(0x4E00 + number) for number in range(VOCABULARY - 2)]
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 MODES: dict[str, dict[str, Any]] = {
     "lora": {"learning_rate": 3e-4, "adapts": True, "value_model": "shared"},
+    "lora-separate": {"learning_rate": 3e-4, "adapts": True, "value_model": "separate"},
     "full": {"learning_rate": 3e-5, "adapts": False, "value_model": "shared"},
     "separate": {"learning_rate": 3e-5, "adapts": False, "value_model": "separate"},
 }
 TITLES = {
-    "lora": "LoRA, one base", "full": "all weights, shared trunk", "separate": "all weights, separate critic",
+    "lora": "LoRA, one base", "lora-separate": "LoRA, separate critic", "full": "all weights, shared trunk", "separate": "all weights, separate critic",
 }  # fmt: skip
 
 

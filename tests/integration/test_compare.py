@@ -116,20 +116,24 @@ def test_a_policy_that_pleases_only_what_it_was_trained_against_is_over_optimise
     mean = sum(row["answers"]["ppo"]["scores"]["variety"] for row in answers) / len(answers)
     assert mean == pytest.approx(whole["rewards"]["variety"]["value"])
 
-    liked = rlhf("eval", write_eval(**keys, reward_funcs="judges.py:tenths"))
-    assert liked.code == 0, liked.err
-    assert "was trained against `" in liked.err
-    assert "judges.py:fifths`, which is not asked: it is code" in liked.err
-    frontier = json.loads((tmp_path / "judged/eval.json").read_text())["frontier"]
-    gold = {point["name"]: point["scores"]["tenths"]["value"] for point in frontier["points"]}
-    assert gold[frontier["best"]] == max(gold.values())
-    assert (tmp_path / "run/best").readlink() == Path(frontier["best"])
-    assert rlhf("generate", "run/best", "--prompt", "2+2?", "--max-new-tokens", "3").code == 0
-    assert not (tmp_path / "judged/report.html").exists(), "it would tell of the evaluation before"
-
+    look_for_the_best(rlhf, write_eval(**keys, reward_funcs="judges.py:tenths"), tmp_path)
     turned = rlhf("eval", write_eval(models=models, baseline="ppo", reward_funcs="judges.py:fifths"), "--json")
     assert "every judge was trained against" in turned.err
     assert "that judge was trained against" in json.loads(turned.out)["verdicts"][0]["sentence"]
+
+
+def look_for_the_best(rlhf: Callable[..., Any], recipe: str, folder: Path) -> None:
+    """By a judge that likes what training did: the best checkpoint is linked, and takes the place of what was there."""
+    liked = rlhf("eval", recipe)
+    assert liked.code == 0, liked.err
+    assert "was trained against `" in liked.err
+    assert "judges.py:fifths`, which is not asked: it is code" in liked.err
+    frontier = json.loads((folder / "judged/eval.json").read_text())["frontier"]
+    gold = {point["name"]: point["scores"]["tenths"]["value"] for point in frontier["points"]}
+    assert gold[frontier["best"]] == max(gold.values())
+    assert (folder / "run/best").readlink() == Path(frontier["best"])
+    assert rlhf("generate", "run/best", "--prompt", "2+2?", "--max-new-tokens", "3").code == 0
+    assert not (folder / "judged/report.html").exists(), "it would tell of the evaluation before"
 
 
 def test_prompts_that_were_trained_on_are_told_loudly(
