@@ -32,7 +32,8 @@ MODES: dict[str, dict[str, Any]] = {
     "separate": {"learning_rate": 3e-5, "adapts": False, "value_model": "separate"},
 }
 TITLES = {
-    "lora": "LoRA, one base", "lora-separate": "LoRA, separate critic", "full": "all weights, shared trunk", "separate": "all weights, separate critic",
+    "lora": "LoRA, one base", "lora-separate": "LoRA, separate critic", "full": "all weights, shared trunk",
+    "separate": "all weights, separate critic",
 }  # fmt: skip
 
 
