@@ -210,6 +210,7 @@ def _stand(ground: Ground, performances: Mapping[str, Performance], people: Pair
         numbers=numbers,
         rewards=rewards,
         performances=models,
+        trained=trained,
         contests=contests,
         verdicts=verdicts,
         gates=check_gates(recipe["gates"], numbers, contests, verdicts, trained, baseline=ground.baseline),

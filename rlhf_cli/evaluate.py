@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -77,6 +78,7 @@ def evaluate(recipe: Recipe) -> Evaluation:
         **found.outcome,
         "environment": describe_environment(),
         "argv": sys.argv,
+        "cwd": os.getcwd(),
         "recipe": hide_named(recipe.values),
     }
     outcome = hide_in(outcome, find_secrets(recipe.values))

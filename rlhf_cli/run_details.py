@@ -101,8 +101,22 @@ def describe_run(folder: Path) -> Details:
         checkpoints=[_measure(path) for path in run.checkpoints()],
         best=shown_path(best.resolve()) if best.is_symlink() else None,
         report=shown_path(folder / REPORT_FILE) if (folder / REPORT_FILE).is_file() else None,
-        again=_command(record),
+        again=command_again(record),
     )
+
+
+def command_again(record: Mapping[str, Any]) -> str | None:
+    """What was typed, in the folder where it was typed; another output_dir or --overwrite is left to be added."""
+    argv = record.get("argv")
+    if not isinstance(argv, list) or len(argv) < 2:
+        return None
+    words = [str(word) for word in argv[1:] if word not in ("--resume", "--overwrite")]
+    processes = part_of(record, "plan", "machine").get("processes", 1)
+    if processes != 1 and not any(word.startswith("--num-processes") for word in words):
+        words += ["--num-processes", str(processes)]
+    cwd = record.get("cwd")
+    enter = f"cd {shlex.quote(cwd)} && " if isinstance(cwd, str) and Path(cwd) != Path.cwd() else ""
+    return f"{enter}rlhf {shlex.join(words)}"
 
 
 def results_of(record: Mapping[str, Any]) -> dict[str, float]:
@@ -161,20 +175,6 @@ def _source_text(source: Mapping[str, Any]) -> str:
 def shown_reward(name: str) -> str:
     """A reward model or function as it is shown: a path as every path."""
     return shown_path(Path(name)) if name.startswith("/") else name
-
-
-def _command(record: Mapping[str, Any]) -> str | None:
-    """What was typed, in the folder where it was typed; another output_dir or --overwrite is left to be added."""
-    argv = record.get("argv")
-    if not isinstance(argv, list) or len(argv) < 2:
-        return None
-    words = [str(word) for word in argv[1:] if word not in ("--resume", "--overwrite")]
-    processes = part_of(record, "plan", "machine").get("processes", 1)
-    if processes != 1 and not any(word.startswith("--num-processes") for word in words):
-        words += ["--num-processes", str(processes)]
-    cwd = record.get("cwd")
-    enter = f"cd {shlex.quote(cwd)} && " if isinstance(cwd, str) and Path(cwd) != Path.cwd() else ""
-    return f"{enter}rlhf {shlex.join(words)}"
 
 
 # --- the tree -------------------------------------------------------------------------------------------------------

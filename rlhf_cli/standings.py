@@ -62,6 +62,8 @@ class Standings:
     rewards: dict[str, dict[str, Estimate]]
     """By model and judge."""
     performances: Mapping[str, Performance]
+    trained: Mapping[str, frozenset[str]]
+    """By judge, the models that were trained against it."""
     contests: list[Contest]
     verdicts: list[Verdict]
     gates: list[GateOutcome]
@@ -124,7 +126,8 @@ class Standings:
         """What a judge says, a line a model."""
         contests = [contest for contest in self.contests if contest.judge == judge]
         width = max(map(len, self.numbers))
-        lines = [f"by `{printable(judge)}`"]
+        pupils = ", ".join(sorted(self.trained[judge]))
+        lines = [f"by `{printable(judge)}`" + (f", which {printable(pupils)} was trained against" if pupils else "")]
         for contest in contests:
             controlled = contest.length_controlled
             parts = [f"wins {contest.win_rate.as_text(2)}"]

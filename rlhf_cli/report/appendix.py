@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,6 @@ _COUNTS = {
     "truncated": "of them truncated", "examples": "examples", "tokens": "tokens", "loss_tokens": "tokens with loss",
     "longest": "longest, in tokens",
 }  # fmt: skip
-
-
-def command_of(argv: Any) -> str:
-    """What to type to do it again."""
-    words = [str(word) for word in argv or []]
-    return shlex.join(["rlhf", *words[1:]]) if words else ""
 
 
 def recipe_tables(

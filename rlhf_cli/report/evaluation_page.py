@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rlhf_cli.report.appendix import command_of, data_tables, environment_table, file_table, recipe_tables
+from rlhf_cli.report.appendix import data_tables, environment_table, file_table, recipe_tables
 from rlhf_cli.report.card_section import card_section
 from rlhf_cli.report.comparison import Comparison, comparison_sections, policy_numbers
 from rlhf_cli.report.page import BAD, GOOD, UNSURE, Page, Section
 from rlhf_cli.report.verdicts import card_verdict
 from rlhf_cli.report.wording import clean, date, number, read_json
+from rlhf_cli.run_details import command_again
 from rlhf_cli.run_dir import ANSWERS_FILE, EVALUATION_FILE
 from rlhf_cli.schema import load_schema
 
@@ -37,7 +38,7 @@ def _reward_model(folder: Path, found: Mapping[str, Any]) -> Page:
         status="good enough for PPO" if good else "not good enough for PPO",
         mood=GOOD if good else BAD,
         facts=_facts(folder, found, {"reward model": str(found.get("reward_model", ""))}),
-        command=command_of(found.get("argv")),
+        command=command_again(found) or "",
         verdict=" ".join(sentences),
         numbers=numbers,
         alerts=[*found.get("warnings", []), *card.get("failed_gates", [])],
@@ -62,7 +63,7 @@ def _policies(folder: Path, found: Mapping[str, Any]) -> Page:
         status="a gate was not met" if missed else outcomes[0] if len(outcomes) == 1 else "done",
         mood=mood,
         facts=_facts(folder, found, what),
-        command=command_of(found.get("argv")),
+        command=command_again(found) or "",
         verdict=" ".join(str(each.get("sentence", "")) for each in verdicts) or "There is nothing to compare with.",
         numbers=policy_numbers(comparison),
         alerts=[*_trained_on(found), *(str(each) for each in found.get("warnings") or [])],

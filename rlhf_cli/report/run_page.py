@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rlhf_cli.report.appendix import command_of, data_tables, environment_table, file_table, recipe_tables
+from rlhf_cli.report.appendix import data_tables, environment_table, file_table, recipe_tables
 from rlhf_cli.report.card_section import card_section
 from rlhf_cli.report.curves import Curve, read_curves
 from rlhf_cli.report.page import BAD, GOOD, UNSURE, Page, Section
@@ -24,6 +24,7 @@ from rlhf_cli.report.samples import (
 from rlhf_cli.report.training import is_shown, training_groups
 from rlhf_cli.report.verdicts import Facts, verdict_of
 from rlhf_cli.report.wording import date, duration, is_number, number, read_json
+from rlhf_cli.run_details import command_again
 from rlhf_cli.run_dir import RunDir, step_of
 from rlhf_cli.schema import load_schema, method_names
 
@@ -51,7 +52,7 @@ def run_page(run: RunDir) -> Page:
         status=status,
         mood=mood,
         facts=_facts(record, plan),
-        command=command_of(record.get("argv")),
+        command=command_again(record) or "",
         verdict=sentence,
         numbers=numbers,
         alerts=_alerts(record),

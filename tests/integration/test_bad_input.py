@@ -35,7 +35,7 @@ class World:
         return ["sft", "recipe.yaml"]
 
     def with_line(self, line: str, **keys: Any) -> list[str]:
-        path = self.write_recipe(**keys)
+        path = self.write_recipe(**{"report": None, **keys})
         path.write_text(path.read_text() + line + "\n")
         return ["sft", "recipe.yaml"]
 
