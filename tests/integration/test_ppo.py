@@ -98,9 +98,7 @@ def test_what_is_saved_loads_without_us(
     assert rlhf("generate", "run", "--prompt", "2+2?", "--max-new-tokens", "3").code == 0
 
 
-@pytest.mark.parametrize(
-    "seed", [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)])
 def test_a_reward_within_reach_is_reached_and_not_without_learning(
     seed: int, rlhf: Callable[..., Any], write_ppo_recipe: Callable[..., Path], tmp_path: Path
 ) -> None:
