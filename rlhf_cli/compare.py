@@ -23,7 +23,15 @@ from rlhf_cli.ppo.rollout import Episode
 from rlhf_cli.recipe import Recipe, as_list
 from rlhf_cli.rows import KEPT_BESIDE, Row
 from rlhf_cli.scores import mean_by_group
-from rlhf_cli.standings import Performance, Standings, check_gates, hold_contests, measure, reach_verdicts
+from rlhf_cli.standings import (
+    Performance,
+    Standings,
+    check_gates,
+    hold_contests,
+    is_held_out,
+    measure,
+    reach_verdicts,
+)
 from rlhf_cli.terminal import say, say_error
 from rlhf_cli.text_measures import repetition
 
@@ -191,8 +199,11 @@ def _stand(ground: Ground, performances: Mapping[str, Performance], people: Pair
     if people is not None:
         contests = [*_read_verdicts(ground, people), *contests]
     order = [judge.name for judge in ground.judges]
-    contests = adjust(sorted(contests, key=lambda contest: order.index(contest.judge)))
     trained = {judge.name: judge.trained for judge in ground.judges}
+    held_out = adjust([contest for contest in contests if is_held_out(contest, trained)])
+    # What pleases the reward that was trained on is no claim of its own: it only makes one of a judge's displeasure.
+    pleased = adjust([contest for contest in contests if not is_held_out(contest, trained)])
+    contests = sorted([*held_out, *pleased], key=lambda contest: order.index(contest.judge))
     verdicts = reach_verdicts(contests, trained)
     bytes_of = np.array([len(piece.encode()) for piece in ground.pieces], dtype=np.float64) if ground.pieces else None
     numbers = {
