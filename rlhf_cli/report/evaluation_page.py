@@ -64,7 +64,7 @@ def _policies(folder: Path, found: Mapping[str, Any]) -> Page:
         mood=mood,
         facts=_facts(folder, found, what),
         command=command_again(found) or "",
-        verdict=" ".join(str(each.get("sentence", "")) for each in verdicts) or "There is nothing to compare with.",
+        verdict="\n".join(str(each.get("sentence", "")) for each in verdicts) or "There is nothing to compare with.",
         numbers=policy_numbers(comparison),
         alerts=[*_trained_on(found), *(str(each) for each in found.get("warnings") or [])],
         sections=[*comparison_sections(comparison), *_appendix(folder, found)],

@@ -125,7 +125,7 @@ class Page:
     command: str
     """To do it again."""
     verdict: str
-    """The outcome in one sentence or two."""
+    """The outcome in one sentence or two; a line for each model that is compared."""
     numbers: list[Number]
     sections: list[Section]
     alerts: list[str] = field(default_factory=list)

@@ -171,7 +171,7 @@ def test_outcomes_and_their_sentences() -> None:
     assert [each.outcome for each in (better, worse, even, same)] == [BETTER, WORSE, EVEN, IDENTICAL]
     assert better.sentence == "ppo beats sft by `gold` on 100% [91%, 100%] of 40 prompts (p < 0.001)"
     assert worse.sentence.startswith("ppo loses to sft by `gold`: it wins on 0% [0%, 9%] of 40 prompts")
-    assert even.sentence.startswith("no significant difference by `gold`: ppo wins against sft on 50% [")
+    assert even.sentence.startswith("no significant difference between ppo and sft by `gold`: ppo wins on 50% [")
     assert "all 40 prompts tie" in same.sentence
 
 
