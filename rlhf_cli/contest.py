@@ -62,7 +62,8 @@ class Contest:
             return f"{self.model} and {self.baseline} cannot be told apart {told}: all {self.prompts:,} prompts tie"
         share = f"on {rate.as_percent()} of {self.prompts:,} prompts (p {_as_p(self.p_adjusted)})"
         if self.outcome == EVEN:
-            return f"no significant difference between {self.model} and {self.baseline} {told}: {self.model} wins {share}"
+            both = f"{self.model} and {self.baseline}"
+            return f"no significant difference between {both} {told}: {self.model} wins {share}"
         if self.outcome == WORSE:
             return f"{self.model} loses to {self.baseline} {told}: it wins {share}"
         return f"{self.model} beats {self.baseline} {told} {share}"
