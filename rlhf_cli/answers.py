@@ -32,6 +32,8 @@ class Asking:
     seed: int
     batch_size: int | None = None
     """Prompts at a time; None is as many as a fifth of memory has room for."""
+    stops: Sequence[int] = ()
+    """Tokens that end an answer, beside the end tokens of tokenizer and model."""
 
 
 class Respondent:
@@ -112,7 +114,7 @@ class Respondent:
 
     def _sampling(self, longest: int, asking: Asking) -> Sampling:
         at_once = asking.batch_size or sequences_at_once(self._model, longest, asking.response_length)
-        stops = stop_tokens(self.tokenizer, self._model)
+        stops = stop_tokens(self.tokenizer, self._model, stop_token_id=list(asking.stops))
         return Sampling(asking.response_length, asking.temperature or 1.0, stops, at_once, asking.seed)
 
     def _episode(

@@ -96,7 +96,11 @@ def _ask(ground: Ground, entrant: Entrant) -> None:
         trust_remote_code=bool(recipe["trust_remote_code"]),
     )
     asking = Asking(
-        recipe["response_length"], recipe["temperature"], recipe["seed"], recipe["per_device_eval_batch_size"]
+        recipe["response_length"],
+        recipe["temperature"],
+        recipe["seed"],
+        recipe["per_device_eval_batch_size"],
+        as_list(recipe["stop_token_id"]),
     )
     count = len(entrant.prompts)
     entrant.episodes = respondent.answer(entrant.prompts, range(count), asking)

@@ -103,7 +103,7 @@ def _check_reward_model(recipe: Recipe) -> list[Problem]:
 
 _POLICIES_ONLY = (
     "baseline", "reference", "reward_funcs", "verdicts_file", "training_rewards", "frontier", "best_of_n",
-    "perplexity_file", "max_prompts",
+    "perplexity_file", "max_prompts", "stop_token_id",
 )  # fmt: skip
 _NAME = {"type": ["string", "null"], "default": None}
 _NAMES = {"type": ["string", "array", "null"], "items": {"type": "string"}, "default": None}
@@ -170,6 +170,13 @@ EVALUATION = Command(
             "default": 1.0,
             "description": "1 draws answers from the policy itself; KL is that of what is drawn, without bias. 0 takes "
             "the likeliest token, and tells no KL.",
+        },
+        "stop_token_id": {
+            "type": ["integer", "array", "null"],
+            "items": {"type": "integer", "minimum": 0},
+            "minimum": 0,
+            "default": None,
+            "description": "Tokens that end an answer, beside the end tokens of tokenizer and model; as in training.",
         },
         "max_prompts": {
             "type": ["integer", "null"],

@@ -136,6 +136,34 @@ def look_for_the_best(rlhf: Callable[..., Any], recipe: str, folder: Path) -> No
     assert not (folder / "judged/report.html").exists(), "it would tell of the evaluation before"
 
 
+def test_a_policy_that_learnt_from_a_reward_model_that_likes_length_is_found_out(
+    rlhf: Callable[..., Any], write_recipe: Callable[..., Path], write_ppo_recipe: Callable[..., Path],
+    write_eval: Callable[..., str], longer_is_better: Path, tiny_base: Path,
+) -> None:  # fmt: skip
+    """Nobody names the reward model: the run folder does."""
+    taught = rlhf(
+        "train-reward",
+        str(write_recipe(dataset_name=str(longer_is_better), max_length=256, max_steps=30, test_split_size=16, **LORA)),
+        "--output_dir", "reward", "--learning_rate", "1e-2",
+    )  # fmt: skip
+    assert taught.code == 0, taught.err
+    stops = list(range(100, 200))
+    recipe = write_ppo_recipe(
+        reward_funcs=None, reward_model_path="reward", learning_rate=5e-3, response_length=24, total_episodes=32 * 24,
+        per_device_train_batch_size=32, gradient_accumulation_steps=1, num_ppo_epochs=4, kl_coef=0.0, bf16=False,
+        stop_token_id=stops,
+    )  # fmt: skip
+    train(rlhf, recipe)
+    name = write_eval(
+        models={"base": str(tiny_base), "ppo": "run"}, reward_funcs="judges.py:short", response_length=24,
+        stop_token_id=stops, gates=[{"metric": "over_optimised", "max": 0}],
+    )  # fmt: skip
+    done = rlhf("eval", name)
+    assert done.code == 3, done.out + done.err
+    assert "by `reward`, which ppo was trained against" in done.out
+    assert "ppo is over-optimised: the reward it was trained on, `reward`, prefers it to base on" in done.out
+
+
 def test_prompts_that_were_trained_on_are_told_loudly(
     rlhf: Callable[..., Any], write_ppo_recipe: Callable[..., Path], write_eval: Callable[..., str], tiny_base: Path
 ) -> None:

@@ -50,7 +50,7 @@ READ_BY: dict[str, dict[str, str]] = {
         "verdicts_file": "compare.py", "best_of_n": "compare.py", "response_length": "compare.py",
         "temperature": "compare.py", "per_device_eval_batch_size": "compare.py", "frontier": "entrants.py",
         "baseline": "entrants.py", "reference": "entrants.py", "training_rewards": "entrants.py",
-        "max_prompts": "entrants.py", "perplexity_file": "entrants.py",
+        "max_prompts": "entrants.py", "stop_token_id": "compare.py", "perplexity_file": "entrants.py",
     },
 }  # fmt: skip
 """The same, where a command differs."""
