@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from rlhf_cli.errors import RecipeError
+from rlhf_cli.errors import GateError, RecipeError
 from rlhf_cli.lineage import part_of, read_record, run_of
 from rlhf_cli.run_dir import EVALUATION_FILE, RunDir, finite
 from rlhf_cli.terminal import printable
@@ -145,7 +145,11 @@ def _make_evaluation(folder: Path) -> Entry:
         return Entry(folder, "eval", "damaged", started=written)
     verdicts = [str(each.get("sentence")) for each in mappings_in(found.get("verdicts"))]
     result = {"verdicts": verdicts} if verdicts else main_result(found)
-    return Entry(folder, "eval", "done", started=written, result=result)
+    failed = part_of(found, "report").get("failed_gates") or [
+        gate for gate in mappings_in(found.get("gates")) if not gate.get("met")
+    ]
+    code = GateError.exit_code if failed else 0
+    return Entry(folder, "eval", "done", exit_code=code, started=written, result=result)
 
 
 def read_evaluation(folder: Path) -> dict[str, Any]:

@@ -183,7 +183,8 @@ def test_evaluations_are_listed_with_their_verdicts(
     accuracy = {"value": 0.7, "ci_low": 0.6, "ci_high": 0.8}
     written = {
         "one": {"kind": "policies", "verdicts": [{"model": "ppo", "sentence": "ppo beats sft on 61 % of prompts"}],
-                "contests": [{"model": "ppo", "baseline": "sft", "judge": "rm", "win_rate": {"value": 0.61}}]},
+                "contests": [{"model": "ppo", "baseline": "sft", "judge": "rm", "win_rate": {"value": 0.61}}],
+                "gates": [{"metric": "kl", "met": True}, {"metric": "win_rate", "met": False}]},
         "two": {"reward_model": "rm", "report": {"numbers": {"accuracy": accuracy}}, "data": []},
     }  # fmt: skip
     for name, outcome in written.items():
@@ -192,6 +193,7 @@ def test_evaluations_are_listed_with_their_verdicts(
     lines = sorted(rlhf("runs").out.splitlines())
     assert "ppo beats sft on 61 % of prompts" in lines[0]
     assert "accuracy 0.700 [0.600, 0.800]" in lines[1]
+    assert ["done (3)" in line for line in lines[:2]] == [True, False], "a gate of the first was not met"
     assert "ppo beats sft" in rlhf("runs", "show", "one").out
     assert "ppo against sft, by rm" in rlhf("runs", "diff", "one", "two").out
 
