@@ -15,7 +15,7 @@ from rlhf_cli.machine import gather_parts, hand_back_memory, own_part, quietly
 from rlhf_cli.model_source import look_into
 from rlhf_cli.models import QUANTISATION, explain_broken, load_for_generation
 from rlhf_cli.plan import Machine
-from rlhf_cli.ppo.experience import episode_batches, sequences_at_once, spread_over, stop_tokens
+from rlhf_cli.ppo.experience import episode_batches, make_episode, sequences_at_once, spread_over, stop_tokens
 from rlhf_cli.ppo.model import PolicyWithValue
 from rlhf_cli.ppo.rollout import Episode, Floats, ModelGenerator, Sampling
 from rlhf_cli.render import ensure_chat_template
@@ -104,8 +104,8 @@ class Respondent:
         draws = [numbers[index] for index in mine] if asking.temperature else None
         made = ModelGenerator(self._model.policy, sampling, self._model.device).generate(asked, draws)
         episodes = [
-            self._episode(index, prompts[index], response, sampled, sampling.stops)
-            for index, (response, sampled) in zip(mine, made, strict=True)
+            make_episode(index, index, prompts[index], answer, self.tokenizer, sampling.stops)
+            for index, answer in zip(mine, made, strict=True)
         ]
         if scored:
             self._score(episodes, "log_probs", asking.temperature)
@@ -116,14 +116,6 @@ class Respondent:
         at_once = asking.batch_size or sequences_at_once(self._model, longest, asking.response_length)
         stops = stop_tokens(self.tokenizer, self._model, stop_token_id=list(asking.stops))
         return Sampling(asking.response_length, asking.temperature or 1.0, stops, at_once, asking.seed)
-
-    def _episode(
-        self, number: int, prompt: Sequence[int], response: list[int], sampled: Floats, stops: frozenset[int]
-    ) -> Episode:
-        finished = response[-1] in stops
-        said = response[:-1] if finished else response
-        text = self.tokenizer.decode(said, skip_special_tokens=True)
-        return Episode(number, number, list(prompt), response, finished, text, sampled=sampled)
 
     @torch.no_grad()
     def judge_likely(self, episodes: Sequence[Episode], asking: Asking) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rlhf_cli.scores import CONFIDENCE, Estimate, Floats, mean_by_group, sum_by_group, wins
+from rlhf_cli.scores import CONFIDENCE, Estimate, Floats, mean_by_group, number_groups, sum_by_group, wins
 
 BETTER, WORSE, EVEN = "better", "worse", "no significant difference"
 IDENTICAL, DISAGREE, OVER_OPTIMISED = "identical", "judges disagree", "over-optimised"
@@ -19,8 +19,8 @@ _REFITS = 1000
 _CHUNK = 4_000_000
 """Numbers that are held at a time."""
 _NEWTON_STEPS = 12
-_PRIOR_VARIANCE = (25.0, 25.0)
-"""Of the two coefficients of a length-controlled win rate: next to nothing is known, but they are no infinities."""
+_PRIOR_VARIANCE = 25.0
+"""Of both coefficients of a length-controlled win rate: next to nothing is known, but they are no infinities."""
 
 
 @dataclass(frozen=True)
@@ -182,15 +182,14 @@ def length_controlled_win_rate(
     """
     if np.ptp(won) == 0:  # no length explains what never changes
         return mean_by_group(won, groups, seed=seed, is_share=True)
-    size = len(sum_by_group(won, groups))
+    size = len(set(groups))
     spread = lengths.std()
     longer = np.tanh(lengths / spread) if spread else np.zeros(len(lengths))
     value = _intercept_rate(won, longer, np.ones((1, len(won))))[0]
     if size < 2:
         return Estimate(float(value), None, None, len(won), size)
     rng = np.random.default_rng(seed)
-    numbers: dict[Hashable, int] = {}
-    index = np.array([numbers.setdefault(group, len(numbers)) for group in groups])
+    index = number_groups(groups)
     rates = []
     step = max(1, _CHUNK // len(won))
     for start in range(0, refits, step):
@@ -207,9 +206,9 @@ def _intercept_rate(won: Floats, longer: Floats, weights: Floats) -> Floats:
     for _ in range(_NEWTON_STEPS):
         given = _sigmoid(theta[:, None] + phi[:, None] * longer)
         error, curve = weights * (won - given), weights * given * (1 - given)
-        gradient = error.sum(axis=1) - theta / _PRIOR_VARIANCE[0], error @ longer - phi / _PRIOR_VARIANCE[1]
+        gradient = error.sum(axis=1) - theta / _PRIOR_VARIANCE, error @ longer - phi / _PRIOR_VARIANCE
         a, b, d = curve.sum(axis=1), curve @ longer, curve @ longer**2
-        a, d = a + 1 / _PRIOR_VARIANCE[0], d + 1 / _PRIOR_VARIANCE[1]
+        a, d = a + 1 / _PRIOR_VARIANCE, d + 1 / _PRIOR_VARIANCE
         determinant = a * d - b**2
         move = (d * gradient[0] - b * gradient[1]) / determinant, (a * gradient[1] - b * gradient[0]) / determinant
         theta, phi = theta + np.clip(move[0], -2, 2), phi + np.clip(move[1], -2, 2)

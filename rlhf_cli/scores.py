@@ -120,9 +120,13 @@ def ratio(sums: Floats, counts: Floats, *, seed: int) -> Estimate:
 
 def sum_by_group(values: Floats, groups: Sequence[Hashable]) -> Floats:
     """The sum of the values of each group, in the order in which groups come first, shape (groups,)."""
+    return np.bincount(number_groups(groups), weights=values).astype(np.float64)
+
+
+def number_groups(groups: Sequence[Hashable]) -> NDArray[np.int64]:
+    """The number of each one's group, in the order in which groups come first."""
     numbers: dict[Hashable, int] = {}
-    index = np.array([numbers.setdefault(group, len(numbers)) for group in groups], dtype=np.int64)
-    return np.bincount(index, weights=values).astype(np.float64)
+    return np.array([numbers.setdefault(group, len(numbers)) for group in groups], dtype=np.int64)
 
 
 def bradley_terry_loss(margins: Floats) -> Floats:

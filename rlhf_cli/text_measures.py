@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from itertools import pairwise
 
 OPENING_WORDS = 3
 _SHOWN_OPENINGS = 5
@@ -12,7 +11,7 @@ _SHOWN_OPENINGS = 5
 
 def repetition(tokens: Sequence[object], size: int = 4) -> float:
     """Share of an answer's runs of `size` tokens that were there before; 0 for one that is shorter."""
-    runs = [tuple(tokens[start : start + size]) for start in range(len(tokens) - size + 1)]
+    runs = _runs(tokens, size)
     return 1 - len(set(runs)) / len(runs) if runs else 0.0
 
 
@@ -25,10 +24,8 @@ def distinct(texts: Sequence[str], size: int) -> float:
     return len(set(runs)) / len(runs) if runs else 0.0
 
 
-def _runs(words: list[str], size: int) -> list[tuple[str, ...]]:
-    if size == 2:
-        return list(pairwise(words))
-    return [tuple(words[start : start + size]) for start in range(len(words) - size + 1)]
+def _runs(items: Sequence[object], size: int) -> list[tuple[object, ...]]:
+    return [tuple(items[start : start + size]) for start in range(len(items) - size + 1)]
 
 
 def openings(texts: Sequence[str]) -> list[tuple[str, float]]:

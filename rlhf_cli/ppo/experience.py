@@ -20,7 +20,7 @@ from rlhf_cli.ppo import math
 from rlhf_cli.ppo.config import PPOConfig
 from rlhf_cli.ppo.model import Batch, PolicyWithValue, make_batch
 from rlhf_cli.ppo.rewards import Answer, Rewards
-from rlhf_cli.ppo.rollout import Episode, Generator, ModelGenerator, Sampling, in_batches, pad
+from rlhf_cli.ppo.rollout import Episode, Floats, Generator, ModelGenerator, Sampling, in_batches, pad
 from rlhf_cli.recipe import as_list
 from rlhf_cli.text_measures import repetition
 
@@ -140,13 +140,10 @@ class Experience:
         asked = [ids[row] for _, row in mine]
         with self._timed("generate"):
             answers = self._generator(asked, model).generate(asked, None if greedy else [number for number, _ in mine])
-        episodes = []
-        for (number, row), prompt, (response, sampled) in zip(mine, asked, answers, strict=True):
-            finished = response[-1] in self._stops
-            said = response[:-1] if finished else response
-            text = self._tokenizer.decode(said, skip_special_tokens=True)
-            episodes.append(Episode(number, row, list(prompt), response, finished, text, sampled=sampled))
-        return episodes
+        return [
+            make_episode(number, row, prompt, answer, self._tokenizer, self._stops)
+            for (number, row), prompt, answer in zip(mine, asked, answers, strict=True)
+        ]
 
     def _generator(self, prompts: Sequence[Sequence[int]], model: PreTrainedModel | None) -> Generator:
         longest = max(map(len, prompts), default=1)
@@ -249,6 +246,22 @@ class Experience:
             "policy/mismatch_logp": float((sampled - log_probs).abs()[mask].mean()),
             **{f"time/{name}": seconds for name, seconds in self.seconds.items()},
         }
+
+
+def make_episode(
+    number: int,
+    row: int,
+    prompt: Sequence[int],
+    answer: tuple[list[int], Floats],
+    tokenizer: PreTrainedTokenizerBase,
+    stops: frozenset[int],
+) -> Episode:
+    """An answer as a generator gives it, with its text, and whether a stop token ends it."""
+    response, sampled = answer
+    finished = response[-1] in stops
+    said = response[:-1] if finished else response
+    text = tokenizer.decode(said, skip_special_tokens=True)
+    return Episode(number, row, list(prompt), response, finished, text, sampled=sampled)
 
 
 def episode_batches(episodes: Sequence[Episode], device: torch.device) -> Iterator[tuple[list[Episode], Batch]]:

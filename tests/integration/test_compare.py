@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,8 @@ from xml.etree import ElementTree
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.integration.test_processes import TWO
 
 LORA = {"use_peft": True, "lora_target_modules": "all-linear", "lora_r": 4}
 JUDGES = """
@@ -220,6 +224,26 @@ def test_answers_hang_on_the_seed_and_not_on_the_batch_and_their_numbers_are_the
     with torch.no_grad():
         loss = model(input_ids=ids, labels=ids).loss
     assert found["models"]["base"]["numbers"]["perplexity"]["value"] == pytest.approx(float(loss.exp()), rel=0.02)
+
+
+@pytest.mark.slow
+def test_two_processes_find_what_one_does(write_eval: Callable[..., str], tiny_base: Path, tmp_path: Path) -> None:
+    """They share answers and judging, and write once."""
+    shutil.copytree(tiny_base, tmp_path / "copy")
+    recipe = write_eval(models=[str(tiny_base), "copy"], temperature=0.7)
+    for processes in ("1", "2"):
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes]
+        done = subprocess.run(
+            [*launcher, "-m", "rlhf_cli", "eval", recipe, "--output_dir", processes],
+            cwd=tmp_path, capture_output=True, text=True, check=False, env=TWO,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("cannot be told apart") == 1
+    one, two = (tmp_path / processes for processes in ("1", "2"))
+    assert (one / "answers.jsonl").read_text() == (two / "answers.jsonl").read_text()
+    assert (
+        json.loads((one / "eval.json").read_text())["models"] == json.loads((two / "eval.json").read_text())["models"]
+    )
 
 
 def test_what_people_said_is_a_judge(
