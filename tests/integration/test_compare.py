@@ -234,12 +234,12 @@ def test_two_processes_find_what_one_does(write_eval: Callable[..., str], tiny_b
     for processes in ("1", "2"):
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes]
         done = subprocess.run(
-            [*launcher, "-m", "rlhf_cli", "eval", recipe, "--output_dir", processes],
+            [*launcher, "-m", "rlhf_cli", "eval", recipe, "--output_dir", f"by-{processes}"],
             cwd=tmp_path, capture_output=True, text=True, check=False, env=TWO,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("cannot be told apart") == 1
-    one, two = (tmp_path / processes for processes in ("1", "2"))
+    one, two = tmp_path / "by-1", tmp_path / "by-2"
     assert (one / "answers.jsonl").read_text() == (two / "answers.jsonl").read_text()
     assert (
         json.loads((one / "eval.json").read_text())["models"] == json.loads((two / "eval.json").read_text())["models"]
