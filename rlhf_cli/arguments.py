@@ -9,6 +9,30 @@ from rlhf_cli.errors import RecipeError
 from rlhf_cli.schema import load_schema
 
 
+def split_stage_arguments(arguments: Sequence[str]) -> tuple[Path, list[tuple[str, str]]]:
+    """Tell the pipeline file from keys of its stages: `--ppo.kl_coef 0.1`, `--ppo.kl_coef=0.1`, `ppo.kl_coef=0.1`.
+
+    A flag that stands alone means true.
+    """
+    files: list[str] = []
+    overrides: list[tuple[str, str]] = []
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        name, equals, value = argument.partition("=")
+        key = name.lstrip("-").replace("-", "_")
+        if equals:
+            overrides.append((key, value))
+        elif argument.startswith("--"):
+            overrides.append((key, rest.pop(0) if rest and not rest[0].startswith("--") else "true"))
+        else:
+            files.append(argument)
+    if len(files) != 1:
+        what = f"one pipeline is wanted, got {len(files)}: {' '.join(files)}" if files else "no pipeline given"
+        raise RecipeError(what, hint="rlhf run PIPELINE [--stage.key value …]")
+    return Path(files[0]), overrides
+
+
 def split_arguments(arguments: Sequence[str], method: str) -> tuple[Path, list[tuple[str, str]]]:
     """Tell the recipe from `--key value`, `--key=value` and `key=value`, in any order.
 

@@ -25,6 +25,7 @@ from rlhf_cli.launch import adopt_slurm, end_with_launcher
 from rlhf_cli.methods import METHODS
 from rlhf_cli.methods.base import Method
 from rlhf_cli.recipe import Recipe, apply_environment, read_recipe
+from rlhf_cli.run_command import run
 from rlhf_cli.run_dir import RunDir, finite, output_dir_of, refuse_unusable
 from rlhf_cli.runs_app import runs_app
 from rlhf_cli.schema import load_schema, method_names
@@ -203,6 +204,9 @@ def evaluate(
         annotate(error.problems if error else [], found.text)
     if error:
         raise error
+
+
+app.command(context_settings=_FORWARDING)(run)
 
 
 @app.command()

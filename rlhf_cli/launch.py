@@ -46,6 +46,14 @@ _LAUNCHER = "RLHF_LAUNCHER"
 """The variable that names the process that launched this one."""
 
 
+@dataclass(frozen=True)
+class Launch:
+    """As how many processes a command runs, and what accelerate's configuration sets for them."""
+
+    count: int
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
 def adopt_slurm() -> None:
     """Take rank and address from the tasks of `srun`, where nobody else has set them.
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import atexit
 import json
-import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -17,7 +16,7 @@ from rich.text import Text
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rlhf_cli.run_dir import RunDir, finite
-from rlhf_cli.terminal import is_terminal, printable, say
+from rlhf_cli.terminal import is_terminal, mark, printable, show, sparkline, talks_apart
 
 PLAIN_EVERY_S = 10.0
 WIDE = 90
@@ -47,7 +46,6 @@ _TRENDS = (
 """Of these the whole course is drawn, where a terminal has room for it."""
 _TALL = 20
 """Lines from which there is."""
-_LEVELS = "▁▂▃▄▅▆▇█"
 
 
 class Watch(TrainerCallback):
@@ -67,7 +65,7 @@ class Watch(TrainerCallback):
         """Open the view."""
         if not state.is_world_process_zero:
             return
-        if is_terminal():
+        if is_terminal() and not talks_apart():
             console = Console(stderr=True)
             columns = (
                 MofNCompleteColumn(),
@@ -166,26 +164,18 @@ class Watch(TrainerCallback):
             if is_evaluation:
                 self._bar.console.print(f"step {state.global_step}  {text}", markup=False, highlight=False)
             return
-        now = time.monotonic()
+        now, at = time.monotonic(), f"step {state.global_step}/{state.max_steps}"
+        if is_terminal() and talks_apart():
+            show(f"{at}  {self._trend()}{text}")
+            return
         if is_evaluation or now - self._last_line_s >= PLAIN_EVERY_S or state.global_step >= state.max_steps:
             self._last_line_s = now
-            say(f"step {state.global_step}/{state.max_steps}  {text}")
+            mark(f"{at}  {text}")
 
-
-def sparkline(values: Sequence[float], width: int) -> str:
-    """The course of a number in one line of blocks, from its lowest to its highest value; the newest is at the end.
-
-    Args:
-        values: What is not finite leaves a gap.
-        width: Columns; where there are more values, each stands for the mean of several.
-    """
-    share = max(1, -(-len(values) // max(1, width)))
-    groups = [values[start : start + share] for start in range(0, len(values), share)]
-    means = [math.fsum(group) / len(group) for group in groups]
-    known = [mean for mean in means if math.isfinite(mean)]
-    low, high = min(known, default=0.0), max(known, default=0.0)
-    scale = (len(_LEVELS) - 1) / (high - low) if high > low else 0.0
-    return "".join(_LEVELS[round((mean - low) * scale)] if math.isfinite(mean) else " " for mean in means)
+    def _trend(self) -> str:
+        """The course of the most telling metric, for a line."""
+        values = next((values for values in self._courses.values() if len(values) > 1), None)
+        return f"{sparkline(values, 12)}  " if values else ""
 
 
 def _fit(parts: list[str], width: int) -> str:

@@ -32,6 +32,8 @@ class Recipe:
     origins: dict[str, Origin]
     schema: dict[str, Any]
     warnings: list[Problem] = field(default_factory=list)
+    text: str | None = None
+    """What was written, where that is not the file: a stage of a pipeline is a part of one."""
 
     def __contains__(self, key: str) -> bool:
         return key in self.values
@@ -75,7 +77,24 @@ def read_recipe(path: Path, *, method: str | None = None, overrides: Sequence[tu
         RecipeError: with every problem found.
     """
     values, origins = read_file(path)
-    _apply_overrides(values, origins, overrides)
+    apply_overrides(values, origins, overrides)
+    return check_values(values, origins, path, method=method)
+
+
+def check_values(
+    values: dict[str, Any], origins: dict[str, Origin], path: Path, *, method: str | None = None
+) -> Recipe:
+    """Check what was read, and take it over from older names.
+
+    Args:
+        values: The keys, which are changed in place.
+        origins: Where each was written.
+        path: The recipe file.
+        method: The method it is for; `None` takes it from `method` among the keys.
+
+    Raises:
+        RecipeError: with every problem found.
+    """
     name = _method_of(values, origins, path, asked=method)
     schema = load_schema(name)
     warnings = _rename(values, origins, schema["properties"])
@@ -100,7 +119,8 @@ def _hint(problems: list[Problem], method: str) -> str | None:
     return f"`rlhf schema {method} --search {word}` lists matching keys"
 
 
-def _apply_overrides(values: dict[str, Any], origins: dict[str, Origin], overrides: Sequence[tuple[str, str]]) -> None:
+def apply_overrides(values: dict[str, Any], origins: dict[str, Origin], overrides: Sequence[tuple[str, str]]) -> None:
+    """Lay pairs of key and value text from the command line over what was read."""
     for key, text in overrides:
         name = key.replace("-", "_")
         values[name] = parse_value(text)
@@ -193,6 +213,15 @@ def as_list(value: Any) -> list[Any]:
     return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
 
 
+def texts_in(value: Any) -> Iterator[str]:
+    """Every text in a value of a recipe, however deep."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (list, dict)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from texts_in(item)
+
+
 def _types(schema: Mapping[str, Any]) -> set[str]:
     declared = schema.get("type", [])
     return {declared} if isinstance(declared, str) else set(declared)
@@ -206,7 +235,7 @@ def _find_problems(
     known = schema["properties"]
     for key in values:
         if key not in known:
-            fix = schema["x-refused"].get(key) or _did_you_mean(key, list(known))
+            fix = schema["x-refused"].get(key) or did_you_mean(key, list(known))
             yield origins[key].problem(f"unknown key `{key}`", width=len(key), fix=fix)
     written = {key: value for key, value in values.items() if key in known}
     for error in Draft202012Validator(schema).iter_errors(written):
@@ -240,7 +269,8 @@ def _holds(key: str, wanted: Any, values: dict[str, Any], known: dict[str, Any])
     return bool(value == wanted and isinstance(value, bool) == isinstance(wanted, bool))
 
 
-def _did_you_mean(word: str, candidates: list[str]) -> str | None:
+def did_you_mean(word: str, candidates: list[str]) -> str | None:
+    """Say which candidate somebody will have meant; None where none is near."""
     from rapidfuzz import fuzz, process
 
     name = word.lower().replace("-", "_")
@@ -268,7 +298,7 @@ def _explain(error: Any) -> tuple[str, str | None]:
     if error.validator in ("enum", "const"):
         choices = error.validator_value if error.validator == "enum" else [error.validator_value]
         words = [json.dumps(choice).strip('"') for choice in choices]
-        near = _did_you_mean(str(error.instance), words)
+        near = did_you_mean(str(error.instance), words)
         is_key = "propertyNames" in error.absolute_schema_path
         what = f"`{name}` has no key {got}" if is_key else f"`{name}` cannot be {got}"
         return what, error.schema.get("x-fix") or near or f"one of {', '.join(words)}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,18 @@ def read_file(path: Path, *, ancestors: tuple[Path, ...] = ()) -> tuple[dict[str
     Raises:
         RecipeError: when a file is no mapping of keys, or they extend each other in a circle.
     """
-    own_values, own_origins = _read_own(path)
+    mapping, lines = load_yaml(path)
+    return with_bases(*keys_of(mapping, lines, path), path, ancestors=ancestors)
+
+
+def with_bases(
+    own_values: dict[str, Any], own_origins: dict[str, Origin], path: Path, *, ancestors: tuple[Path, ...] = ()
+) -> tuple[dict[str, Any], dict[str, Origin]]:
+    """Lay keys over all that their `extends` names, which stands relative to their file.
+
+    Raises:
+        RecipeError: as `read_file`.
+    """
     values: dict[str, Any] = {}
     origins: dict[str, Origin] = {}
     resolved = path.resolve()
@@ -53,16 +64,15 @@ def read_file(path: Path, *, ancestors: tuple[Path, ...] = ()) -> tuple[dict[str
             chain = " → ".join(str(p.name) for p in (*ancestors, resolved, base_path.resolve()))
             raise _extends_error(own_origins, f"`extends` runs in a circle: {chain}")
         base_values, base_origins = read_file(base_path, ancestors=(*ancestors, resolved))
-        _merge(values, base_values)
+        merge(values, base_values)
         origins.update(base_origins)
-    _merge(values, own_values)
+    merge(values, own_values)
     origins.update(own_origins)
     return values, origins
 
 
-def _read_own(path: Path) -> tuple[dict[str, Any], dict[str, Origin]]:
-    """The keys of one file, merged ones (`<<:`) included."""
-    mapping, lines = _load_yaml(path)
+def keys_of(mapping: Any, lines: Sequence[str], path: Path) -> tuple[dict[str, Any], dict[str, Origin]]:
+    """The keys of one mapping of a file, merged ones (`<<:`) included, and where each stands."""
     values: dict[str, Any] = {}
     origins: dict[str, Origin] = {}
     for key in mapping:
@@ -97,19 +107,24 @@ def _extends_error(origins: Mapping[str, Origin], what: str) -> RecipeError:
     return RecipeError(what, problems=[origins["extends"].problem(what, width=len("extends"))])
 
 
-def _merge(values: dict[str, Any], newer: Mapping[str, Any]) -> None:
+def merge(values: dict[str, Any], newer: Mapping[str, Any]) -> None:
     """Lay newer values over older ones: mappings merge, everything else is replaced."""
     for key, value in newer.items():
         older = values.get(key)
         if isinstance(older, dict) and isinstance(value, dict):
             merged = dict(older)
-            _merge(merged, value)
+            merge(merged, value)
             values[key] = merged
         else:
             values[key] = value
 
 
-def _load_yaml(path: Path) -> tuple[Any, list[str]]:
+def load_yaml(path: Path) -> tuple[Any, list[str]]:
+    """A file's mapping, with its places, and its lines.
+
+    Raises:
+        RecipeError: when it cannot be read, or is no mapping.
+    """
     from ruamel.yaml import YAML
     from ruamel.yaml.comments import CommentedMap
     from ruamel.yaml.error import MarkedYAMLError, YAMLError

@@ -205,7 +205,7 @@ def refuse_unusable(run: RunDir, recipe: Recipe, *, resume: bool, overwrite: boo
     if output_dir.exists() and not output_dir.is_dir():
         raise _refusal(recipe, f"output_dir `{output_dir}` is a file", "name a folder")
     if run.lock_file.exists() and os.access(run.lock_file, os.W_OK):
-        _lock(run).close()
+        lock(run).close()
     occupied = output_dir.is_dir() and any(output_dir.iterdir()) and not run.ended_before_training()
     if occupied and overwrite:
         if not run.run_file.exists():
@@ -242,18 +242,24 @@ def take_run_dir(run: RunDir, recipe: Recipe, *, overwrite: bool) -> IO[str]:
         EnvironmentFault: when the folder cannot be made.
     """
     if overwrite and run.run_file.exists():
-        run.path.rename(_free_name(run.path.with_name(run.path.name + ".old")))
+        move_aside(run.path)
     try:
         run.own.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise EnvironmentFault(
             f"cannot make output_dir `{run.path}`: {error.strerror}", where=recipe.where("output_dir")
         ) from None
-    return _lock(run)
+    return lock(run)
 
 
-def _lock(run: RunDir) -> IO[str]:
-    """A POSIX lock: it ends with the process however that ends, is not inherited by workers, and works on NFS."""
+def move_aside(folder: Path) -> Path:
+    """Rename a folder to `NAME.old-1`, or the next number that is free; nothing is deleted."""
+    return folder.rename(_free_name(folder.with_name(folder.name + ".old")))
+
+
+def lock(run: RunDir) -> IO[str]:
+    """Keep other runs out of a folder, until this process ends, however that is, or the file is closed."""
+    # A POSIX lock: workers do not inherit it, and it works on NFS.
     file = run.lock_file.open("a+", encoding="utf-8")
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -295,7 +301,8 @@ def moved_to(log: Path) -> Path | None:
 
 def write_recipe(run: RunDir, recipe: Recipe, settings: Mapping[str, Any]) -> None:
     """Write down what is about to run."""
-    text = hide(hide_yaml(recipe.path.read_text(encoding="utf-8-sig")), run.secrets)
+    written = recipe.text or recipe.path.read_text(encoding="utf-8-sig")
+    text = hide(hide_yaml(written), run.secrets)
     write_text(run.recipe_file, text)
     write_json(run.resolved_file, hide_in(settings, run.secrets))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from rlhf_cli.progress import sparkline
+from rlhf_cli.terminal import sparkline
 
 
 def test_a_course_goes_from_its_lowest_to_its_highest() -> None:

@@ -1,0 +1,241 @@
+"""The story of a pipeline: each stage in turn, and what has not changed left alone."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlhf_cli.basis import Basis, find_basis
+from rlhf_cli.errors import GateError, Interrupted, RecipeError, UserError
+from rlhf_cli.eval_recipe import EVALUATION
+from rlhf_cli.freshness import Judgement, Need, State
+from rlhf_cli.gates import failed_gates, gate_error
+from rlhf_cli.launch import Launch, is_launched
+from rlhf_cli.methods import METHODS
+from rlhf_cli.pipeline_file import Pipeline, Stage, of_stage
+from rlhf_cli.recipe import apply_environment
+from rlhf_cli.run_dir import RunDir, lock
+from rlhf_cli.runs import duration
+from rlhf_cli.stage_line import describe_stage
+from rlhf_cli.terminal import announce, paint, put, say, talk_apart
+
+if TYPE_CHECKING:
+    from rlhf_cli.plan import Plan
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """How a pipeline is to run."""
+
+    redo: frozenset[str] = frozenset()
+    """Stages that run whatever has changed."""
+    keep: frozenset[str] = frozenset()
+    """Stages whose folders are taken as they are."""
+    launch: Launch | None = None
+    """As how many processes a stage runs; None is in this one."""
+    verbose: bool = False
+    """Whether a stage says all that its own command does; else one line, and the rest goes to a file."""
+    tell: Callable[[str], None] = put
+    """Gets what an evaluation has found, for people."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A stage before it runs."""
+
+    stage: Stage
+    judgement: Judgement
+    basis: Basis | None
+    """None where it is not known before other stages have run."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A stage after its turn."""
+
+    stage: Stage
+    ran: bool
+    why: str
+    elapsed_s: float
+
+    def as_json(self) -> dict[str, Any]:
+        """The outcome as a JSON object."""
+        return {
+            "stage": self.stage.name,
+            "method": self.stage.recipe.method,
+            "output_dir": str(self.stage.folder),
+            "ran": self.ran,
+            "why": self.why,
+            "elapsed_s": self.elapsed_s,
+        }
+
+
+def check_commands(pipeline: Pipeline) -> None:
+    """Check what no schema says of the stages' keys.
+
+    Raises:
+        RecipeError: for the first stage that is wrong.
+    """
+    for stage in pipeline.stages:
+        with _explained(stage, later=()):
+            next(each for each in (*METHODS, EVALUATION) if each.command == stage.recipe.method).check(stage.recipe)
+
+
+def run_pipeline(pipeline: Pipeline, wishes: Wishes) -> list[Outcome]:
+    """Run the stages that have to be run.
+
+    Returns:
+        What became of each stage.
+
+    Raises:
+        UserError: of the stage that did not end well; those after it are not begun.
+    """
+    if is_launched():
+        raise RecipeError("a pipeline starts the processes of its stages", hint="rlhf run PIPELINE --num-processes N")
+    folder = RunDir(pipeline.output_dir)
+    folder.own.mkdir(parents=True, exist_ok=True)
+    with lock(folder):
+        state = State(folder)
+        _keep(pipeline, state, wishes)
+        seen = survey(pipeline, state, wishes)
+        _refuse_unclear(seen)
+        to_run = [each for each in seen if each.judgement.need is not Need.NOTHING]
+        if to_run:
+            _get_ready(pipeline, to_run)
+        return [_take_turn(pipeline, stage, state, wishes) for stage in pipeline.stages]
+
+
+def survey(pipeline: Pipeline, state: State, wishes: Wishes) -> list[Seen]:
+    """What is to be done for each stage, as far as that is known before any has run."""
+    seen: dict[str, Seen] = {}
+    for stage in pipeline.stages:
+        waits = any(seen[name].judgement.need is not Need.NOTHING for name in stage.needs)
+        basis = None if waits else _basis_of(stage, state, wishes)
+        seen[stage.name] = Seen(stage, state.judge(stage, basis, redo=stage.name in wishes.redo), basis)
+    return list(seen.values())
+
+
+def plan_pipeline(pipeline: Pipeline, wishes: Wishes) -> tuple[list[Seen], dict[str, Plan]]:
+    """What would be done for each stage, and the plans of those that train; nothing is written."""
+    seen = survey(pipeline, State(RunDir(pipeline.output_dir)), wishes)
+    to_run = [each for each in seen if each.judgement.need is not Need.NOTHING]
+    with talk_apart("checking every stage", Path(os.devnull)):
+        return seen, _rehearse(pipeline, to_run) if to_run else {}
+
+
+def _trains(stage: Stage) -> bool:
+    return stage.recipe.method != EVALUATION.command
+
+
+def _basis_of(stage: Stage, state: State, wishes: Wishes) -> Basis:
+    # The gates of a run are held against its report card again, which costs nothing.
+    leave_out = frozenset({"gates"}) if _trains(stage) else frozenset()
+    more = {"processes": wishes.launch.count} if wishes.launch else {}
+    return find_basis(stage.recipe, state.hashes, more=more, leave_out=leave_out)
+
+
+def _keep(pipeline: Pipeline, state: State, wishes: Wishes) -> None:
+    """Take folders as they are for what their stages would make now."""
+    for stage in pipeline.stages:
+        if stage.name in wishes.keep:
+            if not stage.folder.is_dir():
+                raise RecipeError(f"there is nothing to keep of `{stage.name}`: {stage.folder} is not there")
+            state.finish(stage, _basis_of(stage, state, wishes), elapsed_s=0.0)
+
+
+def _refuse_unclear(seen: Sequence[Seen]) -> None:
+    unclear = [each for each in seen if each.judgement.need is Need.ASK]
+    if unclear:
+        names = " ".join(f"--keep {each.stage.name}" for each in unclear)
+        problems = [of_stage(each.stage.name, RecipeError(each.judgement.why).problems[0]) for each in unclear]
+        raise RecipeError(
+            "; ".join(each.judgement.why for each in unclear),
+            problems=problems,
+            hint=f"`{names}` takes it as it is, --redo moves it aside and runs the stage again",
+        )
+
+
+# --- running ------------------------------------------------------------------------------------------------------
+
+
+def _get_ready(pipeline: Pipeline, to_run: Sequence[Seen]) -> None:
+    """Import what is heavy, once, and see that every stage could start before the first one does."""
+    for stage in pipeline.stages:
+        apply_environment(stage.recipe)
+    say(f"{len(to_run)} of {len(pipeline.stages)} stages to run; loading torch, transformers and TRL")
+    with talk_apart("checking every stage", Path(os.devnull)):
+        _rehearse(pipeline, to_run)
+
+
+def _rehearse(pipeline: Pipeline, to_run: Sequence[Seen]) -> dict[str, Plan]:
+    from rlhf_cli.stand_ins import plan_stages
+
+    missing = frozenset(each.stage.name for each in to_run)
+    return plan_stages([each.stage for each in to_run], missing)
+
+
+def _take_turn(pipeline: Pipeline, stage: Stage, state: State, wishes: Wishes) -> Outcome:
+    """Run a stage, or see that there is nothing to do."""
+    number = pipeline.stages.index(stage) + 1
+    width = max(len(each.name) for each in pipeline.stages)
+    head = f"[{number}/{len(pipeline.stages)}] {stage.name:<{width}}"
+    with _explained(stage, later=[each.name for each in pipeline.stages[number:]]):
+        basis = _basis_of(stage, state, wishes)
+        judgement = state.judge(stage, basis, redo=stage.name in wishes.redo)
+        _refuse_unclear([Seen(stage, judgement, basis)])
+        if judgement.need is Need.NOTHING:
+            announce(f"{head}  {describe_stage(stage.folder)}  {paint('unchanged', 'faint')}")
+            _refuse_missed_gates(stage, state)
+            return Outcome(stage, False, judgement.why, 0.0)
+        started = time.monotonic()
+        with _talk(head, pipeline, stage, wishes):
+            say(f"{stage.recipe.method}: {judgement.why}")
+            state.begin(stage, basis, judgement)
+            from rlhf_cli.run_stage import run_stage
+
+            failure = run_stage(stage.recipe, wishes.launch, resume=judgement.need is Need.GO_ON, tell=wishes.tell)
+            elapsed_s = time.monotonic() - started
+            state.finish(stage, basis, elapsed_s=elapsed_s, gate_failure=str(failure) if failure else None)
+        announce(f"{head}  {describe_stage(stage.folder)}  {paint(duration(elapsed_s), 'faint')}")
+        if failure is not None:
+            raise failure
+    return Outcome(stage, True, judgement.why, round(elapsed_s, 1))
+
+
+def _talk(head: str, pipeline: Pipeline, stage: Stage, wishes: Wishes) -> AbstractContextManager[None]:
+    if wishes.verbose or wishes.launch is not None:
+        announce(head)
+        return nullcontext()
+    log = RunDir(pipeline.output_dir).own / "logs" / f"{stage.name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    return talk_apart(head, log)
+
+
+def _refuse_missed_gates(stage: Stage, state: State) -> None:
+    """Hold what a stage has left against the gates of its recipe as they are now."""
+    where, hint = stage.recipe.where("gates"), f"what is there is in {stage.folder}"
+    numbers = (RunDir(stage.folder).read_run().get("report") or {}).get("numbers")
+    if numbers and (failed := failed_gates(stage.recipe["gates"], numbers)):
+        raise gate_error(failed, where=where, hint=hint)
+    failure = state.made[stage.name].gate_failure
+    if failure is not None and not numbers:
+        raise GateError(failure, where=where, hint=hint)
+
+
+@contextmanager
+def _explained(stage: Stage, *, later: Sequence[str]) -> Iterator[None]:
+    """Let an error say which stage it is of, and what becomes of those after it."""
+    try:
+        yield
+    except UserError as error:
+        error.problems = [of_stage(stage.name, problem) for problem in error.problems]
+        if isinstance(error, Interrupted):
+            error.hint = "the same command goes on from there"
+        elif later:
+            error.hint = "\n".join(filter(None, [error.hint, f"not begun: {', '.join(later)}"]))
+        raise

@@ -1,0 +1,322 @@
+"""A pipeline file: stages in order, each a checked recipe that may name what earlier ones make."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rlhf_cli.errors import Problem, RecipeError
+from rlhf_cli.recipe import Recipe, apply_overrides, check_values, did_you_mean, texts_in
+from rlhf_cli.recipe_file import COMMAND_LINE, Origin, keys_of, load_yaml, merge, with_bases
+from rlhf_cli.renames import IGNORED, RENAMED, TRANSLATED
+from rlhf_cli.schema import load_schema, method_names
+
+KEYS = ("output_dir", "defaults", "stages")
+_REFERENCE = re.compile(r"\$\{\s*([^}]*?)\s*\}")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_SHARED = ("env", "hub_token")
+"""Keys that set the environment of the one process in which all stages run."""
+_EACH_ITS_OWN = ("extends", "method", "output_dir")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command of a pipeline."""
+
+    name: str
+    recipe: Recipe
+    needs: tuple[str, ...] = ()
+    """Earlier stages whose folders its recipe names."""
+
+    @property
+    def folder(self) -> Path:
+        """Where its outcome goes."""
+        return Path(self.recipe["output_dir"]).expanduser()
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Stages, in the order in which they run."""
+
+    path: Path
+    output_dir: Path
+    """Where stages go that do not name their own folder, and where is kept what became of each."""
+    stages: tuple[Stage, ...]
+
+    def __getitem__(self, name: str) -> Stage:
+        return next(stage for stage in self.stages if stage.name == name)
+
+
+@dataclass
+class _Written:
+    """A stage before it is checked: its keys and those it inherits, and where each is written."""
+
+    name: str
+    place: Origin
+    values: dict[str, Any]
+    origins: dict[str, Origin]
+
+    def problem(self, what: str, fix: str | None = None) -> Problem:
+        return self.place.problem(what, width=len(self.name), fix=fix)
+
+
+def is_pipeline(path: Path) -> bool:
+    """Whether a file has stages; False where it cannot be read."""
+    try:
+        return "stages" in load_yaml(path)[0]
+    except RecipeError:
+        return False
+
+
+def read_pipeline(path: Path, overrides: Sequence[tuple[str, str]] = ()) -> Pipeline:
+    """Read and check a pipeline file.
+
+    Args:
+        path: The file.
+        overrides: Pairs of `stage.key` and value text from the command line; they win over the file.
+
+    Raises:
+        RecipeError: with every problem found, in whatever stage.
+    """
+    mapping, lines = load_yaml(path)
+    values, origins = keys_of(mapping, lines, path)
+    _refuse(_check_keys(values, origins, path))
+    output_dir = Path(values.get("output_dir") or f"runs/{path.stem}").expanduser()
+    names = keys_of(mapping["stages"], lines, path)[1]
+    written = [_read_stage(name, mapping["stages"][name], place, lines) for name, place in names.items()]
+    _override(written, overrides)
+    if mapping.get("defaults"):
+        _refuse(list(_lay_under(written, *keys_of(mapping["defaults"], lines, path))))
+    folders = {stage.name: str(stage.values.get("output_dir") or output_dir / stage.name) for stage in written}
+    for stage in written:
+        stage.values["output_dir"] = folders[stage.name]
+    _refuse(list(_refer(written, folders)))
+    stages = _check(written, path)
+    _refuse([*_check_folders(written, folders, output_dir), *_check_shared(written)])
+    needs = {stage.name: _needs(stage.recipe, folders) for stage in stages}
+    _refuse(list(_check_order(written, needs)))
+    return Pipeline(path, output_dir, tuple(replace(stage, needs=needs[stage.name]) for stage in stages))
+
+
+def _refuse(problems: Sequence[Problem]) -> None:
+    if problems:
+        raise RecipeError("; ".join(problem.what for problem in problems), problems=problems)
+
+
+def _check_keys(values: Mapping[str, Any], origins: Mapping[str, Origin], path: Path) -> list[Problem]:
+    def problem(key: str, what: str, fix: str | None = None) -> Problem:
+        return origins[key].problem(what, width=len(key), fix=fix)
+
+    found = [problem(key, f"unknown key `{key}` of a pipeline", _near(key, KEYS)) for key in values if key not in KEYS]
+    if "stages" not in values:
+        found.append(Problem("missing key `stages`", str(path), fix="a single recipe runs with its own command"))
+    elif not isinstance(values["stages"], dict) or not values["stages"]:
+        fix = "a name, and the keys of a recipe: `sft: {extends: sft.yaml}`"
+        found.append(problem("stages", "`stages` must be a mapping of stages", fix))
+    if not isinstance(values.get("output_dir", ""), (str, type(None))):
+        found.append(problem("output_dir", "`output_dir` must be text"))
+    if not isinstance(values.get("defaults"), (dict, type(None))):
+        found.append(problem("defaults", "`defaults` must be a mapping of recipe keys"))
+    return found
+
+
+def _near(word: str, choices: Iterable[str]) -> str:
+    candidates = list(choices)
+    return did_you_mean(word, candidates) or f"one of {', '.join(candidates)}"
+
+
+# --- what is written ------------------------------------------------------------------------------------------------
+
+
+def _read_stage(name: str, node: Any, place: Origin, lines: Sequence[str]) -> _Written:
+    """One stage and what it extends; `sft: sft.yaml` is short for `sft: {extends: sft.yaml}`."""
+    path, stage = Path(place.file), _Written(name, place, {}, {})
+    if not _NAME.fullmatch(name):
+        _refuse([stage.problem(f"a stage cannot be called `{name}`", "letters, digits, - and _: its folder is too")])
+    if isinstance(node, str):
+        values, origins = {"extends": str(node)}, {"extends": place}
+    elif isinstance(node, Mapping):
+        values, origins = keys_of(node, lines, path)
+    else:
+        _refuse([stage.problem(f"the stage `{name}` must be a recipe file, or a mapping of its keys")])
+    stage.values, stage.origins = with_bases(values, origins, path)
+    if "method" not in stage.values and name in method_names():
+        stage.values["method"], stage.origins["method"] = name, place
+    return stage
+
+
+def _override(written: Sequence[_Written], overrides: Sequence[tuple[str, str]]) -> None:
+    stages = {stage.name: stage for stage in written}
+    for key, text in overrides:
+        name, _, own = key.partition(".")
+        if not own or name not in stages:
+            fix = _near(name, stages) if own else f"write `STAGE.{key}`, with STAGE one of {', '.join(stages)}"
+            raise RecipeError(f"`{key}` names no stage", where=COMMAND_LINE, hint=fix)
+        apply_overrides(stages[name].values, stages[name].origins, [(own, text)])
+
+
+def _lay_under(
+    written: Sequence[_Written], defaults: Mapping[str, Any], origins: Mapping[str, Origin]
+) -> Iterator[Problem]:
+    """Give every stage those defaults that are keys of its command; what is a key of none is a mistake."""
+    methods = {str(stage.values.get("method")) for stage in written} & set(method_names())
+    known = {method: {*load_schema(method)["properties"], *RENAMED, *TRANSLATED, *IGNORED} for method in methods}
+    everywhere = set().union(*known.values())
+    for key in defaults:
+        if key in _EACH_ITS_OWN or key not in everywhere:
+            why = "each stage has its own" if key in _EACH_ITS_OWN else "no stage has such a key"
+            fix = did_you_mean(key, sorted(everywhere)) if key not in _EACH_ITS_OWN else None
+            yield origins[key].problem(f"`{key}` cannot be a default: {why}", width=len(key), fix=fix)
+    for stage in written:
+        own = known.get(str(stage.values.get("method")), set())
+        values = {key: value for key, value in defaults.items() if key in own}
+        merge(values, stage.values)
+        stage.values = values
+        stage.origins = {**{key: origins[key] for key in values if key in origins}, **stage.origins}
+
+
+# --- references -----------------------------------------------------------------------------------------------------
+
+
+def _refer(written: Sequence[_Written], folders: Mapping[str, str]) -> Iterator[Problem]:
+    """Put folders in the place of `${stage}`; say which names are of no stage, of a later one, or of a circle."""
+    named = {stage.name: dict(_references(stage)) for stage in written}
+    order = list(named)
+    for stage in written:
+        for name, key in named[stage.name].items():
+            problem = stage.origins.get(key, stage.place).problem
+            if name not in folders:
+                yield problem(f"`${{{name}}}` names no stage", width=len(key), fix=_near(name, folders))
+            elif circle := _way(name, stage.name, named):
+                what = f"stages refer to each other in a circle: {' → '.join([stage.name, *circle])}"
+                yield problem(what, width=len(key))
+            elif order.index(name) > order.index(stage.name):
+                what = f"the stage `{stage.name}` refers to `{name}`, which comes later"
+                yield problem(what, width=len(key), fix=f"move `{name}` above `{stage.name}`")
+        stage.values = {key: _put_in(value, folders) for key, value in stage.values.items()}
+
+
+def _references(stage: _Written) -> Iterator[tuple[str, str]]:
+    """Names of stages, and the key each stands in."""
+    for key, value in stage.values.items():
+        for text in texts_in(value):
+            for name in _REFERENCE.findall(text):
+                yield name, key
+
+
+def _put_in(value: Any, folders: Mapping[str, str]) -> Any:
+    if isinstance(value, str):
+        return _REFERENCE.sub(lambda found: folders.get(found.group(1), found.group()), value)
+    if isinstance(value, dict):
+        return {key: _put_in(item, folders) for key, item in value.items()}
+    return [_put_in(item, folders) for item in value] if isinstance(value, list) else value
+
+
+def _way(start: str, goal: str, named: Mapping[str, Mapping[str, str]]) -> list[str] | None:
+    """The stages from one to another along references, both included."""
+    ways, seen = [[start]], {start}
+    while ways:
+        way = ways.pop(0)
+        if way[-1] == goal:
+            return way
+        for name in named.get(way[-1], {}):
+            if name not in seen:
+                seen.add(name)
+                ways.append([*way, name])
+    return None
+
+
+# --- what is checked ------------------------------------------------------------------------------------------------
+
+
+def _check(written: Sequence[_Written], path: Path) -> list[Stage]:
+    """Every stage as a recipe; the faults of all are raised together."""
+    stages, problems, hint = [], [], None
+    for stage in written:
+        try:
+            recipe = check_values(stage.values, stage.origins, path, method=None)
+        except RecipeError as error:
+            problems += [of_stage(stage.name, problem) for problem in error.problems]
+            hint = hint or error.hint
+            continue
+        warnings = [of_stage(stage.name, warning) for warning in recipe.warnings]
+        stages.append(Stage(stage.name, replace(recipe, warnings=warnings, text=_as_recipe(stage.name, recipe))))
+    if problems:
+        raise RecipeError("; ".join(problem.what for problem in problems), problems=problems, hint=hint)
+    return stages
+
+
+def of_stage(name: str, problem: Problem) -> Problem:
+    """A problem that says which stage it is of."""
+    return replace(problem, what=f"stage `{name}`: {problem.what}")
+
+
+def _as_recipe(name: str, recipe: Recipe) -> str:
+    """The stage as a recipe that could stand alone."""
+    import io
+
+    from ruamel.yaml import YAML
+
+    text = io.StringIO()
+    yaml = YAML()
+    yaml.width = 10_000
+    yaml.dump({"method": recipe.method, **recipe.values}, text)
+    return f"# The stage `{name}` of {recipe.path}, with all that it inherits.\n{text.getvalue()}"
+
+
+def _check_folders(written: Sequence[_Written], folders: Mapping[str, str], output_dir: Path) -> Iterator[Problem]:
+    places = {name: _place(folder) for name, folder in folders.items()}
+    for number, stage in enumerate(written):
+        mine = places[stage.name]
+        problem = stage.origins.get("output_dir", stage.place).problem
+        for earlier in written[:number]:
+            other = places[earlier.name]
+            if mine == other:
+                yield problem(f"the stages `{earlier.name}` and `{stage.name}` have one output_dir, `{mine}`")
+            elif mine.is_relative_to(other) or other.is_relative_to(mine):
+                yield problem(f"of the stages `{earlier.name}` and `{stage.name}`, one's output_dir is in the other's")
+        if _place(output_dir).is_relative_to(mine):
+            yield problem(f"the stage `{stage.name}` cannot have the pipeline's output_dir, nor one around it")
+
+
+def _place(folder: str | Path) -> Path:
+    """Absolute, without links that are not there yet being followed."""
+    return Path(os.path.normpath(Path(folder).expanduser().absolute()))
+
+
+def _check_shared(written: Sequence[_Written]) -> Iterator[Problem]:
+    """One process runs all stages, so that what sets its environment is the same for all."""
+    known: dict[str, tuple[str, str]] = {}
+    for stage in written:
+        variables = {**(stage.values.get("env") or {}), **{key: stage.values.get(key) for key in _SHARED[1:]}}
+        for name, value in variables.items():
+            if value is None:
+                continue
+            first, before = known.setdefault(str(name), (stage.name, str(value)))
+            if before != str(value):
+                what = f"the stages `{first}` and `{stage.name}` set `{name}` differently, and share a process"
+                yield stage.problem(what, "write it under `defaults`")
+
+
+def _needs(recipe: Recipe, folders: Mapping[str, str]) -> tuple[str, ...]:
+    """Stages whose folders a recipe names, by reference or as they are."""
+    places = {name: _place(folder) for name, folder in folders.items()}
+    values = {key: value for key, value in recipe.values.items() if key != "output_dir"}
+    named = [_place(text) for text in texts_in(values) if len(text) < os.pathconf("/", "PC_PATH_MAX")]
+    return tuple(name for name, place in places.items() if any(path.is_relative_to(place) for path in named))
+
+
+def _check_order(written: Sequence[_Written], needs: Mapping[str, Sequence[str]]) -> Iterator[Problem]:
+    """Folders that are named as they are, without a reference."""
+    order = [stage.name for stage in written]
+    for stage in written:
+        for name in needs[stage.name]:
+            if order.index(name) >= order.index(stage.name):
+                what = f"the stage `{stage.name}` reads the folder of " + (
+                    "its own outcome" if name == stage.name else f"`{name}`, which comes later"
+                )
+                yield stage.problem(what)

@@ -1,0 +1,108 @@
+"""Plans of stages whose models are yet to be made: folders stand in for them that have everything but weights."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rlhf_cli.adapters import adapter_config
+from rlhf_cli.data import load_held_out
+from rlhf_cli.errors import UserError
+from rlhf_cli.machine import quietly
+from rlhf_cli.methods import METHODS
+from rlhf_cli.methods.base import Method
+from rlhf_cli.models import describe_model, model_keys
+from rlhf_cli.pipeline_file import Stage, of_stage
+from rlhf_cli.plan import REWARD_MODEL, Plan
+from rlhf_cli.ppo.rewards import load_function
+from rlhf_cli.prepare import Prepared, prepare
+from rlhf_cli.recipe import Recipe, as_list, texts_in
+from rlhf_cli.rows import PREFERENCE, PROMPT
+
+
+def plan_stages(stages: Sequence[Stage], missing: frozenset[str]) -> dict[str, Plan]:
+    """Check rows and settings of every stage, and plan those that train, before the first of them runs.
+
+    Args:
+        stages: In their order.
+        missing: Names of stages that are yet to run.
+
+    Returns:
+        Plans by stage, with the names that the folders will have. A stage that takes its rows from another's folder has
+        none before those are there.
+
+    Raises:
+        UserError: when a stage could not start.
+    """
+    plans: dict[str, Plan] = {}
+    with tempfile.TemporaryDirectory(prefix="rlhf-") as name:
+        folders: dict[str, tuple[str, str]] = {}
+        for stage in stages:
+            recipe = _elsewhere(stage.recipe, folders)
+            if any(str(Path(name)) in text for key in ("dataset_name", "datasets") for text in texts_in(recipe[key])):
+                continue
+            method = next((method for method in METHODS if method.command == recipe.method), None)
+            try:
+                if method is None:
+                    _check_evaluation(recipe)
+                    continue
+                prepared = prepare(recipe, method)
+            except UserError as error:
+                error.problems = [of_stage(stage.name, problem) for problem in error.problems]
+                raise
+            plans[stage.name] = _under_their_names(prepared.plan, folders)
+            if stage.name in missing:
+                folders[stage.name] = (str(stage.folder), str(Path(name, stage.name)))
+                with quietly():
+                    _write_stand_in(prepared, method, Path(name, stage.name))
+    return plans
+
+
+def _elsewhere(recipe: Recipe, folders: Mapping[str, tuple[str, str]]) -> Recipe:
+    values = recipe.values
+    for there, here in folders.values():
+        values = {key: value if key == "output_dir" else _put(value, there, here) for key, value in values.items()}
+    return replace(recipe, values=values)
+
+
+def _under_their_names(plan: Plan, folders: Mapping[str, tuple[str, str]]) -> Plan:
+    roles, settings = plan.roles, plan.settings
+    for there, here in folders.values():
+        roles = {name: text.replace(here, there) for name, text in roles.items()}
+        settings = {key: _put(value, here, there) for key, value in settings.items()}
+    return replace(plan, roles=roles, settings=settings)
+
+
+def _put(value: Any, before: str, after: str) -> Any:
+    """Put one folder in the place of another, wherever a value names it or something in it."""
+    if isinstance(value, str):
+        inside = value == before or value.startswith(f"{before}/")
+        return after + value[len(before) :] if inside else value
+    if isinstance(value, dict):
+        return {key: _put(item, before, after) for key, item in value.items()}
+    return [_put(item, before, after) for item in value] if isinstance(value, list) else value
+
+
+def _write_stand_in(prepared: Prepared, method: Method, folder: Path) -> None:
+    """What the run will leave, but for its weights."""
+    recipe, source = prepared.recipe, prepared.material.source
+    labels: dict[str, Any] = {"num_labels": 1} if method.trains == REWARD_MODEL else {}
+    model = describe_model(source.base, method.trains, **labels)
+    if recipe["use_peft"] or source.adapter:
+        config = adapter_config(model_keys(recipe), source, method.trains, model)
+        config.base_model_name_or_path = source.base
+        config.save_pretrained(folder)
+    else:
+        model.config.architectures = [type(model).__name__]
+        model.config.save_pretrained(folder)
+    prepared.material.tokenizer.save_pretrained(folder)
+    (folder / "model.safetensors").touch()
+
+
+def _check_evaluation(recipe: Recipe) -> None:
+    load_held_out(recipe, PROMPT if recipe["models"] else PREFERENCE)
+    for name in as_list(recipe["reward_funcs"]):
+        load_function(name)
