@@ -36,11 +36,8 @@ test: setup ## the tests, in a few minutes
 test-slow: setup ## the tests that take longer
 	$(BIN)/pytest -m "slow and not gpu and not network"
 
-demo: setup ## train a tiny model on this machine, and ask it before and after
-	$(BIN)/python -m rlhf_cli.demo.tiny demo
-	$(BIN)/rlhf sft recipes/sft-demo.yaml --overwrite
-	$(BIN)/rlhf generate demo/sft --baseline --max-new-tokens 24 \
-		--prompt 'What is the capital of Japan?' --prompt 'What is the opposite of hot?' --prompt 'What does a bee do?'
+demo: setup ## the whole loop on a toy world, offline, in minutes: SFT, reward model, PPO, DPO, and what came of them
+	$(BIN)/rlhf demo
 
 schema: setup ## derive the recipe keys from the installed TRL
 	$(BIN)/python -m rlhf_cli.schema.generate
@@ -48,7 +45,7 @@ schema: setup ## derive the recipe keys from the installed TRL
 bench: setup ## the numbers in the README
 	$(BIN)/python benchmarks/start.py
 
-clean: ## remove what was made here
+clean: ## remove what was made here, the demo too
 	rm -rf $(VENV) build dist demo .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 
 .PHONY: help setup check format test test-slow demo schema bench clean

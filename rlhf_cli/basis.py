@@ -24,6 +24,8 @@ PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "b
 """Whose versions may change what comes out."""
 _LENGTHS = frozenset({"max_steps", "num_train_epochs", "total_episodes", "stop_at_kl"})
 """Keys that may change when a run goes on, and that make another run of one that is done."""
+_SAVING = frozenset({"save_strategy", "save_steps"})
+"""Keys that say among which models the best is chosen, where that is kept rather than the last."""
 _OF_A_RUN = frozenset({
     "README.md", "all_results.json", "eval_results.json", "report.html", "train_results.json", "trainer_state.json",
     "training_args.bin",
@@ -114,6 +116,8 @@ def find_basis(recipe: Recipe, hashes: FileHashes, *, more: Mapping[str, Any], l
         leave_out: Keys that do not change it.
     """
     unread = (MAY_CHANGE_ON_RESUME - _LENGTHS) | leave_out
+    if recipe.get("load_best_model_at_end"):
+        unread -= _SAVING
     settings = {key: value for key, value in recipe.values.items() if key not in unread}
     paths = {name: path for value in settings.values() for text in texts_in(value) for name, path in _inputs(text)}
     files = {name: hashes.of(path) for name, path in sorted(paths.items())}
@@ -126,8 +130,8 @@ def _inputs(text: str) -> Iterator[tuple[str, Path]]:
     place, colon, name = text.rpartition(":")
     if colon and name.isidentifier():
         text = place if place.endswith(".py") else _module_file(place) or ""
-    path = Path(text).expanduser()
-    if not text or len(text) > os.pathconf("/", "PC_PATH_MAX") or "\0" in text or not path.exists():
+    path = Path(os.path.expanduser(text))
+    if not text or not os.path.exists(path):  # unlike Path.exists, False for what cannot be a path
         return
     yield text, path
     if (path / ADAPTER_CONFIG).is_file():

@@ -11,6 +11,8 @@ from rlhf_cli.errors import EnvironmentFault, Problem, RecipeError, UserError
 from rlhf_cli.eval_recipe import EVALUATION
 from rlhf_cli.methods import METHODS
 from rlhf_cli.methods.base import Method
+from rlhf_cli.pipeline import check_commands
+from rlhf_cli.pipeline_file import Pipeline, is_pipeline, read_pipeline
 from rlhf_cli.recipe import Recipe, apply_environment, read_recipe
 from rlhf_cli.redaction import find_secrets, hide_in, hide_named
 from rlhf_cli.terminal import paint, put, say, say_error
@@ -31,24 +33,38 @@ def check_recipe(
     Returns:
         The outcome as JSON, and its exit code.
     """
-    recipe, hint, code = None, None, 0
+    hint, code, told = None, 0, None
     outcome: dict[str, Any] = {"file": name}
     try:
-        recipe = read_recipe(Path(name), method=method)
-        problems = recipe.warnings
-        next(command for command in (*METHODS, EVALUATION) if command.command == recipe.method).check(recipe)
-        if wanted:
-            apply_environment(recipe)
-        _inspect(recipe, wanted, outcome, show=form == "human")
+        if is_pipeline(Path(name)):
+            pipeline = _check_pipeline(name, wanted)
+            problems = [warning for stage in pipeline.stages for warning in stage.recipe.warnings]
+            told = f"{len(pipeline.stages)} stages"
+        else:
+            recipe = read_recipe(Path(name), method=method)
+            problems = recipe.warnings
+            next(command for command in (*METHODS, EVALUATION) if command.command == recipe.method).check(recipe)
+            if wanted:
+                apply_environment(recipe)
+            _inspect(recipe, wanted, outcome, show=form == "human")
+            told = f"{recipe.method}, {len(recipe.values)} keys"
+            if resolved and form == "human":
+                put(_resolved_text(recipe))
     except UserError as error:
         problems, hint, code = error.problems, error.hint, error.exit_code
     if form == "human":
-        _show(name, recipe if code == 0 else None, problems, hint)
-        if recipe and resolved:
-            put(_resolved_text(recipe))
+        _show(name, told, problems, hint)
     elif form == "github" and problems:
         put("\n".join(problem.as_github() for problem in problems))
     return {**outcome, "ok": code == 0, "problems": [problem.as_json() for problem in problems]}, code
+
+
+def _check_pipeline(name: str, wanted: frozenset[str]) -> Pipeline:
+    if wanted:
+        raise RecipeError("of a pipeline only the keys are checked here", where=name, hint=f"rlhf run {name} --dry-run")
+    pipeline = read_pipeline(Path(name))
+    check_commands(pipeline)
+    return pipeline
 
 
 def _inspect(recipe: Recipe, wanted: frozenset[str], outcome: dict[str, Any], *, show: bool) -> None:
@@ -106,13 +122,13 @@ def _inspect_memory(recipe: Recipe, method: Method, outcome: dict[str, Any], *, 
         put(f"{'measured':<20} {measured.peak_gib:>8.2f} GiB, {measured.step_s:.2f} s a step; plan {error:+.0%}")
 
 
-def _show(name: str, recipe: Recipe | None, problems: Sequence[Problem], hint: str | None) -> None:
+def _show(name: str, told: str | None, problems: Sequence[Problem], hint: str | None) -> None:
     for problem in problems:
         say_error(problem.as_text())
     if hint:
         say_error(f"hint: {hint}")
-    if recipe:
-        say(f"{paint('ok', 'good')} {name}: {recipe.method}, {len(recipe.values)} keys")
+    if told:
+        say(f"{paint('ok', 'good')} {name}: {told}")
 
 
 def _resolved_text(recipe: Recipe) -> str:

@@ -18,10 +18,11 @@ from rlhf_cli import __version__
 from rlhf_cli.arguments import split_arguments, without_launch_options
 from rlhf_cli.check import check_recipe
 from rlhf_cli.ci import annotate, write_junit
+from rlhf_cli.demo_command import demo
 from rlhf_cli.errors import Problem, RecipeError, UserError
 from rlhf_cli.eval_recipe import EVALUATION
 from rlhf_cli.gates import gate_error
-from rlhf_cli.launch import adopt_slurm, end_with_launcher
+from rlhf_cli.launch import adopt_slurm, end_with_launcher, take_one_gpu
 from rlhf_cli.methods import METHODS
 from rlhf_cli.methods.base import Method
 from rlhf_cli.recipe import Recipe, apply_environment, read_recipe
@@ -115,7 +116,7 @@ def _add_training_command(method: Method) -> None:
         apply_environment(checked)
         if not dry_run and _launch(checked, num_processes, accelerate_config, resume=resume, overwrite=overwrite):
             return
-        _take_one_gpu()
+        take_one_gpu()
         say(f"{method.command} {path}: {len(checked.values)} keys, all good; loading torch, transformers and TRL")
         from rlhf_cli.prepare import prepare
         from rlhf_cli.train import train
@@ -155,12 +156,6 @@ def _launch(recipe: Recipe, num_processes: int | None, config: str | None, *, re
     if code:
         raise typer.Exit(code)
     return True
-
-
-def _take_one_gpu() -> None:
-    """Without a launcher, leave torch the first GPU only: TRL refuses to train one process on several."""
-    if "WORLD_SIZE" not in os.environ:
-        os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
 
 
 def _show_warnings(warnings: Sequence[Problem]) -> None:
@@ -207,6 +202,7 @@ def evaluate(
 
 
 app.command(context_settings=_FORWARDING)(run)
+app.command()(demo)
 
 
 @app.command()
@@ -306,15 +302,22 @@ def _describe_key(key: str, entry: dict[str, Any]) -> str:
 
 @app.command()
 def init(
-    method: Annotated[str, typer.Argument(help="The method.", autocompletion=method_names)],
-    out: Annotated[Path | None, typer.Option(help="The file to write.")] = None,
+    method: Annotated[str | None, typer.Argument(help="The method.", autocompletion=method_names)] = None,
+    out: Annotated[Path | None, typer.Option(help="The file to write; with --from, the folder.")] = None,
     model: Annotated[str, typer.Option(help="A Hub id or a model folder.")] = "Qwen/Qwen3-0.6B",
     data: Annotated[str | None, typer.Option(help="A data file, a folder or a Hub id.")] = None,
+    source: Annotated[
+        str | None, typer.Option("--from", help="demo: a whole project, as the demo is laid out.")
+    ] = None,
 ) -> None:
-    """Write a first recipe."""
+    """Write a first recipe, or with `--from demo` a first project."""
+    if source is not None:
+        _init_project(source, method, out or Path(), model)
+        return
     wanted = next((entry for entry in (*METHODS, EVALUATION) if entry.command == method), None)
     if wanted is None:
-        raise RecipeError(f"unknown method `{method}`", hint=f"one of {', '.join(method_names())}")
+        what = f"unknown method `{method}`" if method else "no method given"
+        raise RecipeError(what, hint=f"one of {', '.join(method_names())}")
     path = out or Path(f"{method}.yaml")
     if path.exists():
         raise RecipeError("the file is there already", where=str(path), hint="name another with `--out`")
@@ -325,6 +328,16 @@ def init(
     )
     say(f"wrote {path}")
     say_error(f"hint: rlhf check {path} --data, then rlhf {method} {path}")
+
+
+def _init_project(source: str, method: str | None, folder: Path, model: str) -> None:
+    if source != "demo" or method is not None:
+        raise RecipeError("a project is begun with `--from demo` alone", hint="rlhf init --from demo --out FOLDER")
+    from rlhf_cli.demo.start import start_project
+
+    start_project(folder, model)
+    say(f"wrote a pipeline, its recipes, and rows to put your own in the place of, into {folder}/")
+    say_error(f"hint: rlhf run {folder / 'pipeline.yaml'} --dry-run")
 
 
 app.add_typer(runs_app)

@@ -118,6 +118,14 @@ class GuardStop(UserError):
     exit_code = 6
 
 
+class StageFailed(UserError):
+    """A stage of a pipeline failed in processes of its own, and has said why."""
+
+    def __init__(self, what: str, exit_code: int) -> None:
+        super().__init__(what)
+        self.exit_code = exit_code
+
+
 class Interrupted(UserError):
     """A signal ended the run; what was trained so far is in a checkpoint if there was time to write one."""
 

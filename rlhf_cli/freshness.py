@@ -45,7 +45,7 @@ class Made:
     """What became of a stage."""
 
     folder: str
-    """Absolute."""
+    """As the recipe names it, so that a project can be moved."""
     basis: Basis
     status: str
     """STARTING while what was there is moved aside, then RUNNING, then DONE."""
@@ -62,9 +62,8 @@ class State:
 
     def __init__(self, run: RunDir) -> None:
         self._file = run.own / "pipeline.json"
-        kept = _read(self._file)
-        self.made = {name: Made(**{**made, "basis": Basis(**made["basis"])}) for name, made in kept["stages"].items()}
-        self.hashes = FileHashes(kept["hashes"])
+        self.made, known = _read(self._file)
+        self.hashes = FileHashes(known)
 
     def judge(self, stage: Stage, basis: Basis | None, *, redo: bool = False) -> Judgement:
         """What is to be done for a stage.
@@ -75,7 +74,7 @@ class State:
             redo: Whether it is to run whatever has changed.
         """
         made = self.made.get(stage.name)
-        if made is None or made.folder != str(stage.folder.absolute()):
+        if made is None or made.folder != str(stage.folder):
             return self._judge_unknown(stage, redo=redo)
         if redo:
             return Judgement(Need.RUN, "asked for with --redo")
@@ -96,6 +95,7 @@ class State:
         if _is_free(stage.folder):
             return Judgement(Need.RUN, "not run yet")
         if redo:
+            _refuse_foreign(stage)
             return Judgement(Need.RUN, "asked for with --redo")
         return Judgement(Need.ASK, f"{stage.folder} holds what this pipeline has not made")
 
@@ -111,7 +111,7 @@ class State:
     def begin(self, stage: Stage, basis: Basis, judgement: Judgement) -> None:
         """Make room for a stage, and keep that it runs; what is in its folder is moved aside, and never deleted."""
         if judgement.need is not Need.GO_ON:
-            self.made[stage.name] = Made(str(stage.folder.absolute()), basis, STARTING)
+            self.made[stage.name] = Made(str(stage.folder), basis, STARTING)
             self.write()
             _make_room(stage)
         self.made[stage.name].status = RUNNING
@@ -120,7 +120,7 @@ class State:
     def finish(self, stage: Stage, basis: Basis, *, elapsed_s: float, gate_failure: str | None = None) -> None:
         """Keep what a stage has left."""
         self.made[stage.name] = Made(
-            str(stage.folder.absolute()),
+            str(stage.folder),
             basis,
             DONE,
             self.hashes.of_files(stage.folder),
@@ -156,26 +156,31 @@ def _make_room(stage: Stage) -> None:
     """Move a run or an evaluation aside, and leave alone whatever else there is."""
     if _is_free(stage.folder):
         return
+    _refuse_foreign(stage)
+    say(f"moved what was there to {move_aside(stage.folder)}")
+
+
+def _refuse_foreign(stage: Stage) -> None:
     if not RunDir(stage.folder).run_file.exists() and not (stage.folder / EVALUATION_FILE).exists():
         raise RecipeError(
             f"{stage.folder} holds neither a run nor an evaluation, so it is left alone",
             where=stage.recipe.where("output_dir"),
             hint="name another output_dir",
         )
-    say(f"moved what was there to {move_aside(stage.folder)}")
 
 
-def _read(file: Path) -> dict[str, Any]:
-    """What was kept; empty where there is nothing yet.
+def _read(file: Path) -> tuple[dict[str, Made], dict[str, list[Any]]]:
+    """What became of each stage, and hashes of files; empty where nothing was kept yet.
 
     Raises:
         EnvironmentFault: when it is damaged.
     """
     try:
         kept = json.loads(file.read_text(encoding="utf-8"))
-        return {"stages": dict(kept["stages"]), "hashes": dict(kept["hashes"])}
+        made = {name: Made(**{**made, "basis": Basis(**made["basis"])}) for name, made in kept["stages"].items()}
+        return made, dict(kept["hashes"])
     except FileNotFoundError:
-        return {"stages": {}, "hashes": {}}
+        return {}, {}
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise EnvironmentFault(
             f"what became of the stages cannot be read: {error}",

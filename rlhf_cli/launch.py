@@ -95,6 +95,12 @@ def refuse_second_launch(num_processes: int | None) -> None:
         )
 
 
+def take_one_gpu() -> None:
+    """Without a launcher, leave torch the first GPU only: TRL refuses to train one process on several."""
+    if "WORLD_SIZE" not in os.environ:
+        os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+
+
 def count_processes(num_processes: int | None, config: str | None) -> int:
     """How many processes to start: as asked, else what the configuration file says, else one a GPU.
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -10,12 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlhf_cli.arguments import without_launch_options
 from rlhf_cli.basis import Basis, find_basis
-from rlhf_cli.errors import GateError, Interrupted, RecipeError, UserError
+from rlhf_cli.errors import GateError, Interrupted, RecipeError, StageFailed, UserError
 from rlhf_cli.eval_recipe import EVALUATION
 from rlhf_cli.freshness import Judgement, Need, State
 from rlhf_cli.gates import failed_gates, gate_error
-from rlhf_cli.launch import Launch, is_launched
+from rlhf_cli.launch import Launch, is_launched, take_one_gpu
 from rlhf_cli.methods import METHODS
 from rlhf_cli.pipeline_file import Pipeline, Stage, of_stage
 from rlhf_cli.recipe import apply_environment
@@ -86,10 +90,10 @@ def check_commands(pipeline: Pipeline) -> None:
             next(each for each in (*METHODS, EVALUATION) if each.command == stage.recipe.method).check(stage.recipe)
 
 
-def run_pipeline(pipeline: Pipeline, wishes: Wishes) -> list[Outcome]:
-    """Run the stages that have to be run.
+def run_pipeline(pipeline: Pipeline, wishes: Wishes) -> Iterator[Outcome]:
+    """Run the stages that have to be run, one for each step of the iterator.
 
-    Returns:
+    Yields:
         What became of each stage.
 
     Raises:
@@ -101,13 +105,18 @@ def run_pipeline(pipeline: Pipeline, wishes: Wishes) -> list[Outcome]:
     folder.own.mkdir(parents=True, exist_ok=True)
     with lock(folder):
         state = State(folder)
-        _keep(pipeline, state, wishes)
         seen = survey(pipeline, state, wishes)
         _refuse_unclear(seen)
         to_run = [each for each in seen if each.judgement.need is not Need.NOTHING]
         if to_run:
-            _get_ready(pipeline, to_run)
-        return [_take_turn(pipeline, stage, state, wishes) for stage in pipeline.stages]
+            for each in seen:
+                if each not in to_run:
+                    with _explained(each.stage, later=_after(pipeline, each.stage)):
+                        _refuse_missed_gates(each.stage, state)
+            _get_ready(pipeline, to_run, wishes)
+        for stage in pipeline.stages:
+            yield _take_turn(pipeline, stage, state, wishes)
+        state.write()
 
 
 def survey(pipeline: Pipeline, state: State, wishes: Wishes) -> list[Seen]:
@@ -116,16 +125,26 @@ def survey(pipeline: Pipeline, state: State, wishes: Wishes) -> list[Seen]:
     for stage in pipeline.stages:
         waits = any(seen[name].judgement.need is not Need.NOTHING for name in stage.needs)
         basis = None if waits else _basis_of(stage, state, wishes)
-        seen[stage.name] = Seen(stage, state.judge(stage, basis, redo=stage.name in wishes.redo), basis)
+        seen[stage.name] = Seen(stage, _judge(stage, basis, state, wishes), basis)
     return list(seen.values())
+
+
+def _judge(stage: Stage, basis: Basis | None, state: State, wishes: Wishes) -> Judgement:
+    if stage.name not in wishes.keep:
+        return state.judge(stage, basis, redo=stage.name in wishes.redo)
+    if not stage.folder.is_dir():
+        raise RecipeError(f"there is nothing to keep of `{stage.name}`: {stage.folder} is not there")
+    return Judgement(Need.NOTHING, "kept as it is")
 
 
 def plan_pipeline(pipeline: Pipeline, wishes: Wishes) -> tuple[list[Seen], dict[str, Plan]]:
     """What would be done for each stage, and the plans of those that train; nothing is written."""
     seen = survey(pipeline, State(RunDir(pipeline.output_dir)), wishes)
     to_run = [each for each in seen if each.judgement.need is not Need.NOTHING]
+    _set_environment(pipeline)
+    take_one_gpu()
     with talk_apart("checking every stage", Path(os.devnull)):
-        return seen, _rehearse(pipeline, to_run) if to_run else {}
+        return seen, _rehearse(to_run) if to_run else {}
 
 
 def _trains(stage: Stage) -> bool:
@@ -137,15 +156,6 @@ def _basis_of(stage: Stage, state: State, wishes: Wishes) -> Basis:
     leave_out = frozenset({"gates"}) if _trains(stage) else frozenset()
     more = {"processes": wishes.launch.count} if wishes.launch else {}
     return find_basis(stage.recipe, state.hashes, more=more, leave_out=leave_out)
-
-
-def _keep(pipeline: Pipeline, state: State, wishes: Wishes) -> None:
-    """Take folders as they are for what their stages would make now."""
-    for stage in pipeline.stages:
-        if stage.name in wishes.keep:
-            if not stage.folder.is_dir():
-                raise RecipeError(f"there is nothing to keep of `{stage.name}`: {stage.folder} is not there")
-            state.finish(stage, _basis_of(stage, state, wishes), elapsed_s=0.0)
 
 
 def _refuse_unclear(seen: Sequence[Seen]) -> None:
@@ -163,20 +173,35 @@ def _refuse_unclear(seen: Sequence[Seen]) -> None:
 # --- running ------------------------------------------------------------------------------------------------------
 
 
-def _get_ready(pipeline: Pipeline, to_run: Sequence[Seen]) -> None:
+def _get_ready(pipeline: Pipeline, to_run: Sequence[Seen], wishes: Wishes) -> None:
     """Import what is heavy, once, and see that every stage could start before the first one does."""
+    _set_environment(pipeline)
+    say(f"{len(to_run)} of {len(pipeline.stages)} stages to run; loading torch, transformers and TRL")
+    if wishes.launch is not None:
+        _rehearse_apart()
+        return
+    take_one_gpu()
+    with talk_apart("checking every stage", Path(os.devnull)):
+        _rehearse(to_run)
+
+
+def _set_environment(pipeline: Pipeline) -> None:
     for stage in pipeline.stages:
         apply_environment(stage.recipe)
-    say(f"{len(to_run)} of {len(pipeline.stages)} stages to run; loading torch, transformers and TRL")
-    with talk_apart("checking every stage", Path(os.devnull)):
-        _rehearse(pipeline, to_run)
 
 
-def _rehearse(pipeline: Pipeline, to_run: Sequence[Seen]) -> dict[str, Plan]:
+def _rehearse(to_run: Sequence[Seen]) -> dict[str, Plan]:
     from rlhf_cli.stand_ins import plan_stages
 
-    missing = frozenset(each.stage.name for each in to_run)
-    return plan_stages([each.stage for each in to_run], missing)
+    return plan_stages([each.stage for each in to_run])
+
+
+def _rehearse_apart() -> None:
+    """The same in a process that ends before others are launched: it would hold a part of a GPU."""
+    command = [sys.executable, "-m", "rlhf_cli", *without_launch_options(sys.argv[1:]), "--dry-run"]
+    code = subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode
+    if code:
+        raise StageFailed("a stage could not start", code)
 
 
 def _take_turn(pipeline: Pipeline, stage: Stage, state: State, wishes: Wishes) -> Outcome:
@@ -184,12 +209,14 @@ def _take_turn(pipeline: Pipeline, stage: Stage, state: State, wishes: Wishes) -
     number = pipeline.stages.index(stage) + 1
     width = max(len(each.name) for each in pipeline.stages)
     head = f"[{number}/{len(pipeline.stages)}] {stage.name:<{width}}"
-    with _explained(stage, later=[each.name for each in pipeline.stages[number:]]):
+    with _explained(stage, later=_after(pipeline, stage)):
         basis = _basis_of(stage, state, wishes)
-        judgement = state.judge(stage, basis, redo=stage.name in wishes.redo)
+        judgement = _judge(stage, basis, state, wishes)
         _refuse_unclear([Seen(stage, judgement, basis)])
         if judgement.need is Need.NOTHING:
-            announce(f"{head}  {describe_stage(stage.folder)}  {paint('unchanged', 'faint')}")
+            if stage.name in wishes.keep:
+                state.finish(stage, basis, elapsed_s=0.0)
+            announce(f"{head}  {describe_stage(stage.folder)}  {paint(judgement.why, 'faint')}")
             _refuse_missed_gates(stage, state)
             return Outcome(stage, False, judgement.why, 0.0)
         started = time.monotonic()
@@ -207,6 +234,11 @@ def _take_turn(pipeline: Pipeline, stage: Stage, state: State, wishes: Wishes) -
     return Outcome(stage, True, judgement.why, round(elapsed_s, 1))
 
 
+def _after(pipeline: Pipeline, stage: Stage) -> list[str]:
+    names = [each.name for each in pipeline.stages]
+    return names[names.index(stage.name) + 1 :]
+
+
 def _talk(head: str, pipeline: Pipeline, stage: Stage, wishes: Wishes) -> AbstractContextManager[None]:
     if wishes.verbose or wishes.launch is not None:
         announce(head)
@@ -222,8 +254,9 @@ def _refuse_missed_gates(stage: Stage, state: State) -> None:
     numbers = (RunDir(stage.folder).read_run().get("report") or {}).get("numbers")
     if numbers and (failed := failed_gates(stage.recipe["gates"], numbers)):
         raise gate_error(failed, where=where, hint=hint)
-    failure = state.made[stage.name].gate_failure
-    if failure is not None and not numbers:
+    made = state.made.get(stage.name)  # there is none yet where it is to be kept
+    failure = made and made.gate_failure
+    if failure and not numbers:
         raise GateError(failure, where=where, hint=hint)
 
 
@@ -231,7 +264,10 @@ def _refuse_missed_gates(stage: Stage, state: State) -> None:
 def _explained(stage: Stage, *, later: Sequence[str]) -> Iterator[None]:
     """Let an error say which stage it is of, and what becomes of those after it."""
     try:
-        yield
+        try:
+            yield
+        except KeyboardInterrupt:
+            raise Interrupted(signal.SIGINT, "stopped") from None
     except UserError as error:
         error.problems = [of_stage(stage.name, problem) for problem in error.problems]
         if isinstance(error, Interrupted):

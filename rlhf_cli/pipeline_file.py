@@ -12,7 +12,8 @@ from typing import Any
 from rlhf_cli.errors import Problem, RecipeError
 from rlhf_cli.recipe import Recipe, apply_overrides, check_values, did_you_mean, texts_in
 from rlhf_cli.recipe_file import COMMAND_LINE, Origin, keys_of, load_yaml, merge, with_bases
-from rlhf_cli.renames import IGNORED, RENAMED, TRANSLATED
+from rlhf_cli.renames import IGNORED, RENAMED, TRANSLATED, translate
+from rlhf_cli.run_dir import RunDir
 from rlhf_cli.schema import load_schema, method_names
 
 KEYS = ("output_dir", "defaults", "stages")
@@ -87,7 +88,8 @@ def read_pipeline(path: Path, overrides: Sequence[tuple[str, str]] = ()) -> Pipe
     _refuse(_check_keys(values, origins, path))
     output_dir = Path(values.get("output_dir") or f"runs/{path.stem}").expanduser()
     names = keys_of(mapping["stages"], lines, path)[1]
-    written = [_read_stage(name, mapping["stages"][name], place, lines) for name, place in names.items()]
+    nodes = {str(name): node for name, node in mapping["stages"].items()}
+    written = [_read_stage(name, nodes[name], place, lines) for name, place in names.items()]
     _override(written, overrides)
     if mapping.get("defaults"):
         _refuse(list(_lay_under(written, *keys_of(mapping["defaults"], lines, path))))
@@ -164,7 +166,7 @@ def _lay_under(
 ) -> Iterator[Problem]:
     """Give every stage those defaults that are keys of its command; what is a key of none is a mistake."""
     methods = {str(stage.values.get("method")) for stage in written} & set(method_names())
-    known = {method: {*load_schema(method)["properties"], *RENAMED, *TRANSLATED, *IGNORED} for method in methods}
+    known = {method: {*load_schema(method)["properties"], *_older_keys(method, defaults)} for method in methods}
     everywhere = set().union(*known.values())
     for key in defaults:
         if key in _EACH_ITS_OWN or key not in everywhere:
@@ -177,6 +179,15 @@ def _lay_under(
         merge(values, stage.values)
         stage.values = values
         stage.origins = {**{key: origins[key] for key in values if key in origins}, **stage.origins}
+
+
+def _older_keys(method: str, written: Mapping[str, Any]) -> Iterator[str]:
+    """Those of the keys that the method takes over from older names, or passes over."""
+    known = load_schema(method)["properties"].keys()
+    for key in written:
+        is_old = key in RENAMED or key in TRANSLATED
+        if key in IGNORED or (is_old and translate(key, written[key], written)[0].keys() <= known):
+            yield key
 
 
 # --- references -----------------------------------------------------------------------------------------------------
@@ -269,7 +280,7 @@ def _as_recipe(name: str, recipe: Recipe) -> str:
 
 
 def _check_folders(written: Sequence[_Written], folders: Mapping[str, str], output_dir: Path) -> Iterator[Problem]:
-    places = {name: _place(folder) for name, folder in folders.items()}
+    places = {name: place_of(folder) for name, folder in folders.items()}
     for number, stage in enumerate(written):
         mine = places[stage.name]
         problem = stage.origins.get("output_dir", stage.place).problem
@@ -279,13 +290,16 @@ def _check_folders(written: Sequence[_Written], folders: Mapping[str, str], outp
                 yield problem(f"the stages `{earlier.name}` and `{stage.name}` have one output_dir, `{mine}`")
             elif mine.is_relative_to(other) or other.is_relative_to(mine):
                 yield problem(f"of the stages `{earlier.name}` and `{stage.name}`, one's output_dir is in the other's")
-        if _place(output_dir).is_relative_to(mine):
+        if place_of(output_dir).is_relative_to(mine):
             yield problem(f"the stage `{stage.name}` cannot have the pipeline's output_dir, nor one around it")
+        if mine.is_relative_to(place_of(RunDir(output_dir).own)):
+            what = f"the stage `{stage.name}` cannot have the folder in which the pipeline keeps its own files"
+            yield problem(what, fix="call it otherwise, or name another output_dir")
 
 
-def _place(folder: str | Path) -> Path:
-    """Absolute, without links that are not there yet being followed."""
-    return Path(os.path.normpath(Path(folder).expanduser().absolute()))
+def place_of(folder: str | Path) -> Path:
+    """Absolute, without links that are not there yet being followed; `~nobody` is no error."""
+    return Path(os.path.normpath(Path(os.path.expanduser(folder)).absolute()))
 
 
 def _check_shared(written: Sequence[_Written]) -> Iterator[Problem]:
@@ -304,9 +318,9 @@ def _check_shared(written: Sequence[_Written]) -> Iterator[Problem]:
 
 def _needs(recipe: Recipe, folders: Mapping[str, str]) -> tuple[str, ...]:
     """Stages whose folders a recipe names, by reference or as they are."""
-    places = {name: _place(folder) for name, folder in folders.items()}
+    places = {name: place_of(folder) for name, folder in folders.items()}
     values = {key: value for key, value in recipe.values.items() if key != "output_dir"}
-    named = [_place(text) for text in texts_in(values) if len(text) < os.pathconf("/", "PC_PATH_MAX")]
+    named = [place_of(text) for text in texts_in(values) if len(text) < os.pathconf("/", "PC_PATH_MAX")]
     return tuple(name for name, place in places.items() if any(path.is_relative_to(place) for path in named))
 
 

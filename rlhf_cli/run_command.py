@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rlhf_cli.arguments import split_stage_arguments
-from rlhf_cli.errors import RecipeError
+from rlhf_cli.errors import RecipeError, UserError
 from rlhf_cli.freshness import Need
 from rlhf_cli.launch import Launch, accelerate_environment, count_processes
 from rlhf_cli.pipeline import Seen, Wishes, check_commands, plan_pipeline, run_pipeline
@@ -53,9 +53,17 @@ def run(
         seen, plans = plan_pipeline(checked, wishes)
         put(json.dumps(_as_json(seen, plans), default=str) if as_json else _as_text(seen, plans))
         return
-    outcomes = run_pipeline(checked, wishes)
-    if as_json:
-        put(json.dumps({"pipeline": str(path), "stages": [outcome.as_json() for outcome in outcomes]}))
+    outcomes: list[dict[str, Any]] = []
+    error: UserError | None = None
+    try:
+        outcomes += (outcome.as_json() for outcome in run_pipeline(checked, wishes))
+    except UserError as raised:
+        error = raised
+        raise
+    finally:
+        if as_json:
+            problems = [problem.as_json() for problem in error.problems] if error else []
+            put(json.dumps({"pipeline": str(path), "stages": outcomes, "ok": not problems, "problems": problems}))
 
 
 def _names(pipeline: Pipeline, given: list[str] | None, option: str) -> frozenset[str]:

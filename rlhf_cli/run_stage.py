@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from rlhf_cli.errors import GateError, UserError
+from rlhf_cli.errors import GateError, StageFailed
 from rlhf_cli.eval_recipe import EVALUATION
 from rlhf_cli.evaluate import evaluate
 from rlhf_cli.gates import gate_error
@@ -16,14 +16,6 @@ from rlhf_cli.machine import free_memory
 from rlhf_cli.methods import METHODS
 from rlhf_cli.recipe import Recipe
 from rlhf_cli.train import train
-
-
-class StageFailed(UserError):
-    """A stage that ran as several processes failed, and has said why."""
-
-    def __init__(self, what: str, exit_code: int) -> None:
-        super().__init__(what)
-        self.exit_code = exit_code
 
 
 def run_stage(

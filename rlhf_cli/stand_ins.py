@@ -15,7 +15,7 @@ from rlhf_cli.machine import quietly
 from rlhf_cli.methods import METHODS
 from rlhf_cli.methods.base import Method
 from rlhf_cli.models import describe_model, model_keys
-from rlhf_cli.pipeline_file import Stage, of_stage
+from rlhf_cli.pipeline_file import Stage, of_stage, place_of
 from rlhf_cli.plan import REWARD_MODEL, Plan
 from rlhf_cli.ppo.rewards import load_function
 from rlhf_cli.prepare import Prepared, prepare
@@ -23,12 +23,11 @@ from rlhf_cli.recipe import Recipe, as_list, texts_in
 from rlhf_cli.rows import PREFERENCE, PROMPT
 
 
-def plan_stages(stages: Sequence[Stage], missing: frozenset[str]) -> dict[str, Plan]:
+def plan_stages(stages: Sequence[Stage]) -> dict[str, Plan]:
     """Check rows and settings of every stage, and plan those that train, before the first of them runs.
 
     Args:
-        stages: In their order.
-        missing: Names of stages that are yet to run.
+        stages: Those that are yet to run, in their order.
 
     Returns:
         Plans by stage, with the names that the folders will have. A stage that takes its rows from another's folder has
@@ -54,10 +53,10 @@ def plan_stages(stages: Sequence[Stage], missing: frozenset[str]) -> dict[str, P
                 error.problems = [of_stage(stage.name, problem) for problem in error.problems]
                 raise
             plans[stage.name] = _under_their_names(prepared.plan, folders)
-            if stage.name in missing:
-                folders[stage.name] = (str(stage.folder), str(Path(name, stage.name)))
-                with quietly():
-                    _write_stand_in(prepared, method, Path(name, stage.name))
+            folders[stage.name] = (str(stage.folder), str(Path(name, stage.name)))
+            with quietly():
+                _write_stand_in(prepared, method, Path(name, stage.name))
+            _link_checkpoints(stages, stage.folder, Path(name, stage.name))
     return plans
 
 
@@ -77,13 +76,19 @@ def _under_their_names(plan: Plan, folders: Mapping[str, tuple[str, str]]) -> Pl
 
 
 def _put(value: Any, before: str, after: str) -> Any:
-    """Put one folder in the place of another, wherever a value names it or something in it."""
+    """Put one folder in the place of another, wherever a value names it or something in it, however it is written."""
     if isinstance(value, str):
-        inside = value == before or value.startswith(f"{before}/")
-        return after + value[len(before) :] if inside else value
+        inside = _inside(value, before)
+        return value if inside is None else str(Path(after, inside))
     if isinstance(value, dict):
         return {key: _put(item, before, after) for key, item in value.items()}
     return [_put(item, before, after) for item in value] if isinstance(value, list) else value
+
+
+def _inside(text: str, folder: str | Path) -> Path | None:
+    """Where below a folder a path is; None where it is not."""
+    path, place = place_of(text), place_of(folder)
+    return path.relative_to(place) if path.is_relative_to(place) else None
 
 
 def _write_stand_in(prepared: Prepared, method: Method, folder: Path) -> None:
@@ -100,6 +105,16 @@ def _write_stand_in(prepared: Prepared, method: Method, folder: Path) -> None:
         model.config.save_pretrained(folder)
     prepared.material.tokenizer.save_pretrained(folder)
     (folder / "model.safetensors").touch()
+
+
+def _link_checkpoints(stages: Sequence[Stage], there: Path, here: Path) -> None:
+    """Let the checkpoints that stages name stand in too: each is a model like that of the last step."""
+    for text in (text for stage in stages for text in texts_in(stage.recipe.values)):
+        inside = _inside(text, there)
+        if inside is None or len(inside.parts) != 1 or (here / inside).exists():
+            continue
+        if inside.name.startswith("checkpoint-"):
+            (here / inside).symlink_to(here)
 
 
 def _check_evaluation(recipe: Recipe) -> None:

@@ -35,6 +35,7 @@ from rlhf_cli.report import tell_report
 from rlhf_cli.report_card import ReportCard
 from rlhf_cli.resume import refuse_other_run
 from rlhf_cli.run_dir import (
+    REPORT_FILE,
     RunDir,
     move_rank_log,
     output_dir_of,
@@ -72,6 +73,8 @@ def train(recipe: Recipe, method: Method, *, resume: bool = False, overwrite: bo
         refuse_full_disk(run, plan)
         if resume and _is_finished(run, plan):
             say(f"{run.path} is finished already; there is nothing to resume")
+            if not (run.path / REPORT_FILE).exists():  # it was ended in between
+                _report(prepared)
             _refuse_missed_gate(run)
             return run
         with first_process_first(plan.machine):

@@ -16,7 +16,22 @@ from rlhf_cli import __version__
 from rlhf_cli.generate import read_prompts
 from tests.golden_files import assert_golden
 
-COMMANDS = ["", "sft", "train-reward", "dpo", "eval", "score", "check", "schema", "init", "doctor", "generate", "runs"]
+COMMANDS = [
+    "",
+    "sft",
+    "train-reward",
+    "dpo",
+    "eval",
+    "score",
+    "check",
+    "schema",
+    "init",
+    "doctor",
+    "generate",
+    "runs",
+    "run",
+    "demo",
+]
 HEAVY = ("torch", "transformers", "trl", "datasets", "peft", "accelerate", "bitsandbytes")
 
 
