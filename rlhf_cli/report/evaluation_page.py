@@ -66,17 +66,10 @@ def _policies(folder: Path, found: Mapping[str, Any]) -> Page:
         command=command_again(found) or "",
         verdict="\n".join(str(each.get("sentence", "")) for each in verdicts) or "There is nothing to compare with.",
         numbers=policy_numbers(comparison),
-        alerts=[*_trained_on(found), *(str(each) for each in found.get("warnings") or [])],
+        alerts=[str(each) for each in found.get("warnings") or []],
         sections=[*comparison_sections(comparison), *_appendix(folder, found)],
         made_by=_made_by(found),
     )
-
-
-def _trained_on(found: Mapping[str, Any]) -> list[str]:
-    """What makes every number doubtful: prompts that a model knows from training."""
-    known = {name: model.get("trained_prompts") for name, model in (found.get("models") or {}).items()}
-    whole = f"of the {number(found.get('prompts'))} prompts it is judged on: its numbers are too good."
-    return [f"{name} was trained on {number(count)} {whole}" for name, count in known.items() if count]
 
 
 def _read_answers(path: Path) -> Iterator[dict[str, Any]]:
