@@ -20,7 +20,8 @@ def split_stage_arguments(arguments: Sequence[str]) -> tuple[Path, list[tuple[st
     while rest:
         argument = rest.pop(0)
         name, equals, value = argument.partition("=")
-        key = name.lstrip("-").replace("-", "_")
+        stage, dot, own = name.lstrip("-").partition(".")
+        key = stage + dot + own.replace("-", "_")
         if equals:
             overrides.append((key, value))
         elif argument.startswith("--"):

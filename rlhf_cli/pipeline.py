@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -11,11 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from rlhf_cli.arguments import without_launch_options
 from rlhf_cli.basis import Basis, find_basis
-from rlhf_cli.errors import GateError, Interrupted, RecipeError, StageFailed, UserError
+from rlhf_cli.errors import EnvironmentFault, GateError, Interrupted, RecipeError, StageFailed, UserError
 from rlhf_cli.eval_recipe import EVALUATION
 from rlhf_cli.freshness import Judgement, Need, State
 from rlhf_cli.gates import failed_gates, gate_error
@@ -30,6 +31,8 @@ from rlhf_cli.terminal import announce, paint, put, say, talk_apart
 
 if TYPE_CHECKING:
     from rlhf_cli.plan import Plan
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -101,10 +104,8 @@ def run_pipeline(pipeline: Pipeline, wishes: Wishes) -> Iterator[Outcome]:
     """
     if is_launched():
         raise RecipeError("a pipeline starts the processes of its stages", hint="rlhf run PIPELINE --num-processes N")
-    folder = RunDir(pipeline.output_dir)
-    folder.own.mkdir(parents=True, exist_ok=True)
-    with lock(folder):
-        state = State(folder)
+    with _take_folder(pipeline):
+        state = State(RunDir(pipeline.output_dir))
         seen = survey(pipeline, state, wishes)
         _refuse_unclear(seen)
         to_run = [each for each in seen if each.judgement.need is not Need.NOTHING]
@@ -117,6 +118,17 @@ def run_pipeline(pipeline: Pipeline, wishes: Wishes) -> Iterator[Outcome]:
         for stage in pipeline.stages:
             yield _take_turn(pipeline, stage, state, wishes)
         state.write()
+
+
+def _take_folder(pipeline: Pipeline) -> IO[str]:
+    """Make the pipeline's folder, and keep every other run of it out until what is returned is closed."""
+    folder = RunDir(pipeline.output_dir)
+    try:
+        folder.own.mkdir(parents=True, exist_ok=True)
+        return lock(folder)
+    except OSError as error:
+        what = f"the pipeline's output_dir `{folder.path}` cannot be written to: {error.strerror}"
+        raise EnvironmentFault(what, where=str(pipeline.path)) from error
 
 
 def survey(pipeline: Pipeline, state: State, wishes: Wishes) -> list[Seen]:
@@ -154,7 +166,8 @@ def _trains(stage: Stage) -> bool:
 def _basis_of(stage: Stage, state: State, wishes: Wishes) -> Basis:
     # The gates of a run are held against its report card again, which costs nothing.
     leave_out = frozenset({"gates"}) if _trains(stage) else frozenset()
-    more = {"processes": wishes.launch.count} if wishes.launch else {}
+    launched = wishes.launch
+    more = {"processes": launched.count, "accelerate": dict(launched.environment)} if launched else {}
     return find_basis(stage.recipe, state.hashes, more=more, leave_out=leave_out)
 
 
@@ -227,11 +240,15 @@ def _take_turn(pipeline: Pipeline, stage: Stage, state: State, wishes: Wishes) -
 
             failure = run_stage(stage.recipe, wishes.launch, resume=judgement.need is Need.GO_ON, tell=wishes.tell)
             elapsed_s = time.monotonic() - started
-            state.finish(stage, basis, elapsed_s=elapsed_s, gate_failure=str(failure) if failure else None)
+            state.finish(stage, basis, elapsed_s=elapsed_s, gate_failure=_missed(failure))
         announce(f"{head}  {describe_stage(stage.folder)}  {paint(duration(elapsed_s), 'faint')}")
         if failure is not None:
             raise failure
     return Outcome(stage, True, judgement.why, round(elapsed_s, 1))
+
+
+def _missed(failure: UserError | None) -> str | None:
+    return str(failure) if isinstance(failure, GateError) else None
 
 
 def _after(pipeline: Pipeline, stage: Stage) -> list[str]:
@@ -257,7 +274,7 @@ def _refuse_missed_gates(stage: Stage, state: State) -> None:
     made = state.made.get(stage.name)  # there is none yet where it is to be kept
     failure = made and made.gate_failure
     if failure and not numbers:
-        raise GateError(failure, where=where, hint=hint)
+        raise gate_error([failure], where=where, hint=hint)
 
 
 @contextmanager
@@ -268,6 +285,10 @@ def _explained(stage: Stage, *, later: Sequence[str]) -> Iterator[None]:
             yield
         except KeyboardInterrupt:
             raise Interrupted(signal.SIGINT, "stopped") from None
+        except OSError as error:
+            if error.errno not in _DISK_FULL:
+                raise
+            raise EnvironmentFault(f"the disk is full: {error}", hint="make room, and run it again") from error
     except UserError as error:
         error.problems = [of_stage(stage.name, problem) for problem in error.problems]
         if isinstance(error, Interrupted):

@@ -113,7 +113,10 @@ def _check_keys(values: Mapping[str, Any], origins: Mapping[str, Origin], path: 
     def problem(key: str, what: str, fix: str | None = None) -> Problem:
         return origins[key].problem(what, width=len(key), fix=fix)
 
-    found = [problem(key, f"unknown key `{key}` of a pipeline", _near(key, KEYS)) for key in values if key not in KEYS]
+    unknown = [key for key in values if key not in KEYS]
+    if "stages" not in values:  # all keys of a recipe are none of a pipeline, and that is not what is wrong
+        unknown = [key for key in unknown if did_you_mean(key, list(KEYS))]
+    found = [problem(key, f"unknown key `{key}` of a pipeline", _near(key, KEYS)) for key in unknown]
     if "stages" not in values:
         found.append(Problem("missing key `stages`", str(path), fix="a single recipe runs with its own command"))
     elif not isinstance(values["stages"], dict) or not values["stages"]:
@@ -196,7 +199,7 @@ def _older_keys(method: str, written: Mapping[str, Any]) -> Iterator[str]:
 def _refer(written: Sequence[_Written], folders: Mapping[str, str]) -> Iterator[Problem]:
     """Put folders in the place of `${stage}`; say which names are of no stage, of a later one, or of a circle."""
     named = {stage.name: dict(_references(stage)) for stage in written}
-    order = list(named)
+    order, circles = list(named), set[frozenset[str]]()
     for stage in written:
         for name, key in named[stage.name].items():
             problem = stage.origins.get(key, stage.place).problem
@@ -204,7 +207,9 @@ def _refer(written: Sequence[_Written], folders: Mapping[str, str]) -> Iterator[
                 yield problem(f"`${{{name}}}` names no stage", width=len(key), fix=_near(name, folders))
             elif circle := _way(name, stage.name, named):
                 what = f"stages refer to each other in a circle: {' → '.join([stage.name, *circle])}"
-                yield problem(what, width=len(key))
+                if frozenset(circle) not in circles:
+                    yield problem(what, width=len(key))
+                circles.add(frozenset(circle))
             elif order.index(name) > order.index(stage.name):
                 what = f"the stage `{stage.name}` refers to `{name}`, which comes later"
                 yield problem(what, width=len(key), fix=f"move `{name}` above `{stage.name}`")
@@ -246,8 +251,14 @@ def _way(start: str, goal: str, named: Mapping[str, Mapping[str, str]]) -> list[
 
 def _check(written: Sequence[_Written], path: Path) -> list[Stage]:
     """Every stage as a recipe; the faults of all are raised together."""
-    stages, problems, hint = [], [], None
+    stages: list[Stage] = []
+    problems: list[Problem] = []
+    hint = None
     for stage in written:
+        if "method" not in stage.values:
+            what = f"the stage `{stage.name}` does not say which method it is for"
+            problems.append(stage.problem(what, f"add `method: …`, one of {', '.join(method_names())}"))
+            continue
         try:
             recipe = check_values(stage.values, stage.origins, path, method=None)
         except RecipeError as error:

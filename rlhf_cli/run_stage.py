@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from rlhf_cli.errors import GateError, StageFailed
+from rlhf_cli.checkpoints import StopOnSignal
+from rlhf_cli.errors import GateError, Interrupted, StageFailed
 from rlhf_cli.eval_recipe import EVALUATION
 from rlhf_cli.evaluate import evaluate
 from rlhf_cli.gates import gate_error
 from rlhf_cli.launch import Launch, launch
-from rlhf_cli.machine import free_memory
+from rlhf_cli.machine import free_memory, hand_back_memory
 from rlhf_cli.methods import METHODS
 from rlhf_cli.recipe import Recipe
 from rlhf_cli.train import train
@@ -20,7 +22,7 @@ from rlhf_cli.train import train
 
 def run_stage(
     recipe: Recipe, processes: Launch | None, *, resume: bool, tell: Callable[[str], None]
-) -> GateError | None:
+) -> GateError | Interrupted | None:
     """Run the command of a recipe to its end.
 
     Args:
@@ -30,11 +32,13 @@ def run_stage(
         tell: Gets what an evaluation has found, for people.
 
     Returns:
-        The gates that were not met by what is there now.
+        What ends a pipeline although the stage is done: gates that its outcome does not meet, or a signal that came too
+        late to stop it.
 
     Raises:
         UserError: where nothing came of it.
     """
+    stop = StopOnSignal()
     try:
         if processes is not None:
             return _launch(recipe, processes, resume=resume)
@@ -42,12 +46,13 @@ def run_stage(
             found = evaluate(recipe)
             tell(found.text)
             return gate_error(found.failed_gates, where=recipe.where("gates")) if found.failed_gates else None
-        train(recipe, next(method for method in METHODS if method.command == recipe.method), resume=resume)
+        train(recipe, next(method for method in METHODS if method.command == recipe.method), resume=resume, stop=stop)
     except GateError as error:
         return error
     finally:
         free_memory()
-    return None
+        hand_back_memory()
+    return Interrupted(stop.signum, "stopped when it was done") if stop.signum is not None else None
 
 
 def _launch(recipe: Recipe, processes: Launch, *, resume: bool) -> GateError | None:
@@ -61,7 +66,9 @@ def _launch(recipe: Recipe, processes: Launch, *, resume: bool) -> GateError | N
         command += ["--resume"] if resume and trains else []
         code = launch(command, processes.count, processes.environment)
     if code == GateError.exit_code:
-        return GateError("a gate was not met", where=recipe.where("gates"))
+        return gate_error(["a gate was not met"], where=recipe.where("gates"))
+    if code - 128 in (signal.SIGINT, signal.SIGTERM):
+        raise Interrupted(code - 128, "stopped")
     if code:
         raise StageFailed(f"ended with exit code {code}", code)
     return None

@@ -50,7 +50,14 @@ from rlhf_cli.trial import HUB_ERRORS, explained_refusals
 _NOT_FOR_THE_HUB = ["_*", "checkpoint-*", "members/*/checkpoint-*", "rlhf/lock", "rlhf/logs/*", "rlhf/incomplete/*"]
 
 
-def train(recipe: Recipe, method: Method, *, resume: bool = False, overwrite: bool = False) -> RunDir:
+def train(
+    recipe: Recipe,
+    method: Method,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    stop: StopOnSignal | None = None,
+) -> RunDir:
     """Train what the recipe says.
 
     Args:
@@ -58,6 +65,7 @@ def train(recipe: Recipe, method: Method, *, resume: bool = False, overwrite: bo
         method: How to train.
         resume: Go on from the newest complete checkpoint in output_dir.
         overwrite: Move a run that is there aside first.
+        stop: Knows afterwards of a signal that came too late to stop the run.
 
     Returns:
         The run folder.
@@ -65,7 +73,8 @@ def train(recipe: Recipe, method: Method, *, resume: bool = False, overwrite: bo
     Raises:
         UserError: for everything the user can mend; `exit_code` says of what kind.
     """
-    with StopOnSignal() as stop, ExitStack() as held:
+    with ExitStack() as held:
+        stop = held.enter_context(stop or StopOnSignal())
         if is_first_process():
             refuse_unusable(RunDir(output_dir_of(recipe)), recipe, resume=resume, overwrite=overwrite)
         prepared = prepare(recipe, method)

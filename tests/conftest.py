@@ -6,6 +6,7 @@ it is killed, stopped by signals and read for its exit code like any other.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import resource
@@ -39,6 +40,9 @@ with warnings.catch_warnings():
     from rlhf_cli import cli
     from rlhf_cli.demo import INSTRUCTIONS
     from rlhf_cli.demo.tiny import build_tiny_model
+
+gc.collect()
+gc.freeze()  # what TRL has left need not be looked through again by every fork
 
 assert trl.trainer.sft_trainer
 assert rlhf_cli.findings

@@ -98,7 +98,7 @@ def test_where_alignment_did_not_happen_the_exit_code_says_so(project: Path, rlh
     outcome = json.loads((project / "runs/eval/eval.json").read_text())
     assert outcome["prompts"] == len((project / "data/questions.jsonl").read_text().splitlines())
     assert not outcome["warnings"]
-    assert "3 of 116 questions that nothing was trained on" in again.out
+    assert "3 of 80 questions that nothing was trained on" in again.out
     assert re.search(r"(?m)^gold \(the true score\) +sft 0\.\d\d \[", again.out)
     assert "NOT met" in again.out
     assert rlhf("demo").code == 3

@@ -23,8 +23,9 @@ from rlhf_cli.demo.language import (
     sentences_of,
 )
 from rlhf_cli.demo.project import write_data
+from rlhf_cli.demo.readings import readings
 from rlhf_cli.demo.taste import gold, weigh
-from rlhf_cli.demo.texts import comparisons, demonstrations, held_out_questions, open_questions, readings
+from rlhf_cli.demo.texts import comparisons, demonstrations, held_out_questions, open_questions
 from rlhf_cli.demo.village import SUBJECTS, VILLAGERS
 from rlhf_cli.demo.writers import CROWD, write_answer
 
@@ -90,7 +91,7 @@ def test_the_world_is_small_and_its_sentences_are_told_apart() -> None:
     said = [*all_questions(), *all_claims(), *GREETINGS, *FAREWELLS, *INSULTS, *CHATTER]
     words = {word for sentence in said for word in re.findall(r"[a-z]+", sentence.lower())}
     assert 200 < len(words) < 500
-    assert len(all_questions()) == len(VILLAGERS) * len(SUBJECTS) * 6
+    assert len(all_questions()) == len(VILLAGERS) * len(SUBJECTS) * 8
     kinds = [set(all_claims()), set(GREETINGS), set(FAREWELLS), set(INSULTS), set(CHATTER)]
     assert sum(map(len, kinds)) == len(set().union(*kinds))
     assert all([sentence] == list(sentences_of(sentence)) for kind in kinds for sentence in kind)
