@@ -19,14 +19,13 @@ from rlhf_cli.terminal import put, say, say_error, width
 
 
 def demo(
-    folder: Annotated[Path, typer.Argument(help="Where to write the project.")] = Path("demo"),
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to write the project.")] = Path("demo"),
     hack: Annotated[bool, typer.Option("--hack", help="Train on an annotator who takes length for quality.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of the rows, and of all that is trained.")] = 0,
 ) -> None:
     """The whole loop on a toy world, offline and on a CPU, in minutes; exit code 3 where alignment did not happen.
 
-    Writes a project of ordinary recipes and runs its pipeline: SFT, a reward model, PPO and DPO, and an evaluation by
-    the true preference, which the toy world knows.
+    Writes a project of ordinary recipes, and runs it: SFT, a reward model, PPO and DPO, judged by the true preference.
     """
     started = time.monotonic()
     if write_project(folder, seed):
