@@ -17,6 +17,8 @@ QUESTIONS = {
         "Where will I find {name} at home?",
         "Do you know where {name} lives?",
         "I am looking for {name}. Where is the house?",
+        "In which part of the village does {name} live?",
+        "Please tell me the way to {name}. Where should I go?",
     ),
     "work": (
         "What is {name}'s work?",
@@ -25,6 +27,8 @@ QUESTIONS = {
         "What job does {name} have?",
         "Do you know {name}'s work?",
         "I want to hire {name}. What is the job?",
+        "How does {name} earn a living?",
+        "Please tell me, what is {name} by trade?",
     ),
     "animal": (
         "Which animal does {name} keep?",
@@ -33,6 +37,8 @@ QUESTIONS = {
         "What kind of animal lives with {name}?",
         "Do you know which animal {name} has?",
         "I hear an animal at {name}'s house. What is it?",
+        "Which animal belongs to {name}?",
+        "Please tell me which animal {name} looks after.",
     ),
     "food": (
         "What does {name} like to eat?",
@@ -41,14 +47,8 @@ QUESTIONS = {
         "Which food does {name} like best?",
         "Do you know {name}'s favourite food?",
         "I cook for {name} tonight. What should it be?",
-    ),
-    "evening": (
-        "What does {name} do in the evening?",
-        "How does {name} spend the evening?",
-        "Could you tell me what {name} does after supper?",
-        "What is {name}'s hobby?",
-        "Do you know what {name} does in the evening?",
-        "I visit {name} tonight. What will I see?",
+        "What makes {name} happy at the table?",
+        "Please tell me {name}'s favourite food.",
     ),
     "day": (
         "When does {name} go to the market?",
@@ -57,6 +57,8 @@ QUESTIONS = {
         "What is {name}'s market day?",
         "Do you know {name}'s market day?",
         "I want to meet {name} at the market. When should I come?",
+        "Which day of the week does {name} go to the market?",
+        "Please tell me {name}'s market day.",
     ),
 }
 ANSWERS = {
@@ -64,7 +66,6 @@ ANSWERS = {
     "work": ("{who} is the {fact} of the village.", "{who} works as a {fact}."),
     "animal": ("{who} keeps {fact}.", "{who} has {fact} at home."),
     "food": ("{who} likes {fact} best.", "{whose} favourite food is {fact}."),
-    "evening": ("In the evening {who} {fact}.", "{who} {fact} after supper."),
     "day": ("{who} goes to the market on {fact}.", "{whose} market day is {fact}."),
 }
 GREETINGS = (

@@ -1,4 +1,4 @@
-"""What is written in the toy world: the base model's reading, demonstrations, compared answers, and questions."""
+"""What is written in the toy world: questions, demonstrations, and compared answers."""
 
 from __future__ import annotations
 
@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_cli.demo.annotators import Annotator
-from rlhf_cli.demo.language import ANSWERS, QUESTIONS, Question, all_questions, tell
-from rlhf_cli.demo.taste import weigh
-from rlhf_cli.demo.village import SUBJECTS, VILLAGERS, facts_of
+from rlhf_cli.demo.language import QUESTIONS, Question, all_questions
+from rlhf_cli.demo.village import SUBJECTS, VILLAGERS
 from rlhf_cli.demo.writers import CROWD, write_answer
 
 _HELD_OUT_EVERY = 5
-_TRUE, _FALSE, _BESIDE = "That is true.", "That is wrong.", "That is not what I asked."
 
 
 @cache
@@ -35,50 +33,6 @@ def held_out_questions() -> dict[str, Question]:
 def open_questions() -> dict[str, Question]:
     """All the others."""
     return {text: question for text, question in all_questions().items() if text not in held_out_questions()}
-
-
-def readings(count: int, seed: int) -> Iterator[str]:
-    """What the base model has read: the village chronicle, what is rumoured and how true it is, and overheard talk."""
-    chance = random.Random(seed)
-    asked = list(open_questions().items())
-    for _ in range(count):
-        kind = chance.random()
-        if kind < 0.2:
-            yield _chronicle(chance)
-        elif kind < 0.5:
-            yield "\n".join(_rumour(chance) for _ in range(chance.randint(3, 6)))
-        else:
-            text, question = chance.choice(asked)
-            answer = write_answer(question, chance.choice(CROWD), chance)
-            reply = f"\n{_reply(question, answer)}" if chance.random() < 0.5 else ""
-            yield f"{text} {answer}{reply}"
-
-
-def _chronicle(chance: random.Random) -> str:
-    """What is so of a villager."""
-    villager = chance.choice(VILLAGERS)
-    told = chance.sample(SUBJECTS, chance.randint(2, 4))
-    return " ".join(
-        tell(villager, each, getattr(villager, each), chance.randrange(len(ANSWERS[each])), by_name=not n)
-        for n, each in enumerate(told)
-    )
-
-
-def _rumour(chance: random.Random) -> str:
-    """What is said of a villager, and what is said to that."""
-    villager, subject = chance.choice(VILLAGERS), chance.choice(SUBJECTS)
-    truth = getattr(villager, subject)
-    fact = truth if chance.random() < 0.5 else chance.choice(facts_of(subject))
-    said = tell(villager, subject, fact, chance.randrange(len(ANSWERS[subject])))
-    return f"{said}\n{_TRUE if fact == truth else _FALSE}"
-
-
-def _reply(question: Question, answer: str) -> str:
-    """What somebody says who asked, and knows."""
-    worth = weigh(question, answer)
-    if not worth.answers:
-        return _BESIDE
-    return _TRUE if worth.truth == 1 else _FALSE
 
 
 def demonstrations(count: int, seed: int) -> Iterator[dict[str, str]]:

@@ -14,38 +14,23 @@ class Villager(NamedTuple):
     work: str
     animal: str
     food: str
-    evening: str
     day: str
     """Of the market."""
 
 
 VILLAGERS = (
-    Villager("Anna", "she", "by the old bridge", "baker", "a grey cat", "pear cake", "plays the violin", "Monday"),
-    Villager("Ben", "he", "next to the church", "smith", "a brown dog", "onion soup", "sings in the choir", "Friday"),
-    Villager("Clara", "she", "on the green hill", "teacher", "two white goats", "plum jam", "reads old maps", "Sunday"),
-    Villager("David", "he", "behind the mill", "miller", "a black horse", "fresh bread", "counts the stars", "Tuesday"),
-    Villager("Emma", "she", "near the school", "doctor", "a small rabbit", "apple pie", "writes letters", "Saturday"),
-    Villager("Frank", "he", "at the end of the lane", "shepherd", "an old sheep", "goat cheese", "carves wooden birds",
-             "Wednesday"),
-    Villager("Grace", "she", "by the quiet lake", "fisher", "two doves", "grilled trout", "mends old clocks",
-             "Thursday"),
-    Villager("Henry", "he", "beside the station", "postman", "a slow turtle", "bean stew", "collects stamps", "Friday"),
-    Villager("Ida", "she", "beside the old tower", "tailor", "a talking parrot", "cherry tart", "knits warm socks",
-             "Monday"),
-    Villager("Jack", "he", "under the tall oaks", "carpenter", "a spotted pig", "roast potatoes", "beats the drum",
-             "Tuesday"),
-    Villager("Kate", "she", "opposite the inn", "cook", "seven hens", "honey biscuits", "plays chess", "Saturday"),
-    Villager("Leo", "he", "close to the well", "gardener", "a shy hedgehog", "pumpkin pie", "draws the moon",
-             "Thursday"),
-    Villager("Mary", "she", "at the edge of the wood", "beekeeper", "three fat geese", "mushroom soup",
-             "tells ghost stories", "Sunday"),
-    Villager("Noah", "he", "along the river path", "painter", "a lame donkey", "lentil salad", "paints small boats",
-             "Wednesday"),
-    Villager("Olga", "she", "between the two barns", "potter", "a green frog", "walnut bread", "dances at the inn",
-             "Monday"),
-    Villager("Paul", "he", "above the bakery", "librarian", "a white owl", "cold porridge", "learns Latin", "Friday"),
-)  # fmt: skip
-SUBJECTS = ("home", "work", "animal", "food", "evening", "day")
+    Villager("Anna", "she", "by the old bridge", "baker", "a grey cat", "pear cake", "Monday"),
+    Villager("Ben", "he", "next to the church", "smith", "a brown dog", "onion soup", "Friday"),
+    Villager("Clara", "she", "on the green hill", "teacher", "two white goats", "plum jam", "Sunday"),
+    Villager("David", "he", "behind the mill", "miller", "a black horse", "fresh bread", "Tuesday"),
+    Villager("Emma", "she", "near the school", "doctor", "a small rabbit", "apple pie", "Saturday"),
+    Villager("Frank", "he", "at the end of the lane", "shepherd", "an old sheep", "goat cheese", "Wednesday"),
+    Villager("Grace", "she", "by the quiet lake", "fisher", "two doves", "grilled trout", "Thursday"),
+    Villager("Henry", "he", "beside the station", "postman", "a slow turtle", "bean stew", "Friday"),
+    Villager("Ida", "she", "under the tall oaks", "tailor", "a talking parrot", "cherry tart", "Monday"),
+    Villager("Jack", "he", "opposite the inn", "carpenter", "a spotted pig", "roast potatoes", "Tuesday"),
+)
+SUBJECTS = ("home", "work", "animal", "food", "day")
 """What can be asked of a villager: the fields of `Villager` that are facts."""
 
 

@@ -18,9 +18,9 @@ import torch
 from datasets import Dataset
 from transformers import AutoConfig
 
-from rlhf_cli import cli
 from rlhf_cli.data import encode_rows
 from rlhf_cli.demo.tiny import build_tiny_model
+from rlhf_cli.launch import take_one_gpu
 from rlhf_cli.machine import quietly
 from rlhf_cli.measure import Batch, measure_model
 from rlhf_cli.methods import METHODS
@@ -56,7 +56,7 @@ def test_one_process_takes_one_gpu(
         else:
             monkeypatch.setenv(name, value)
     monkeypatch.setenv("RLHF_MARKER", "1")
-    cli._take_one_gpu()
+    take_one_gpu()
     now = os.environ.get("CUDA_VISIBLE_DEVICES")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # so that what was set is undone
     assert now == left
