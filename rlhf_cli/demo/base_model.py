@@ -28,6 +28,7 @@ _TEMPLATE = """\
 {%- endfor -%}
 """
 """A question and its answer as it has read them: with a space between, and an end behind."""
+# Batches are of all kinds of text: with those of one length together, it learns no reply.
 _RECIPE = """\
 method: sft
 model_name_or_path: {folder}/untrained

@@ -14,7 +14,7 @@ from rlhf_cli.demo.texts import comparisons, demonstrations, held_out_questions,
 from rlhf_cli.errors import RecipeError
 
 PIPELINE, HACK = "pipeline.yaml", "hack.yaml"
-DEMONSTRATIONS, COMPARISONS = 600, 3000
+DEMONSTRATIONS, COMPARISONS = 600, 2000
 _FOLDER = re.compile(r"(?<![\w./-])demo/")
 _SEED = re.compile(r"^  seed: (\d+)$", re.MULTILINE)
 

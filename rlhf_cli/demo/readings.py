@@ -27,7 +27,7 @@ def readings(count: int, seed: int) -> Iterator[str]:
         kind = chance.random()
         if kind < 0.1:
             yield _chronicle(chance)
-        elif kind < 0.5:
+        elif kind < 0.4:
             yield END.join(_rumour(chance) for _ in range(5))
         else:
             yield _talk(asked, chance)
@@ -53,11 +53,16 @@ def _rumour(chance: random.Random) -> str:
 
 
 def _talk(asked: Sequence[tuple[str, Question]], chance: random.Random) -> str:
-    """A question, an answer, and often a reply."""
+    """A question and an answer; or also a reply, and then the answer is often to something else."""
     text, question = chance.choice(asked)
-    answer = write_answer(question, chance.choice(CROWD), chance)
+    writer = chance.choice(CROWD)
     if chance.random() < 0.3:
-        return f"{text} {answer}"
+        return f"{text} {write_answer(question, writer, chance)}"
+    understood = question
+    if chance.random() < 0.35:
+        villager = question.villager if chance.random() < 0.6 else chance.choice(VILLAGERS)
+        understood = Question(villager, chance.choice(SUBJECTS))
+    answer = write_answer(understood, writer, chance)
     worth = weigh(question, answer)
     reply = _BESIDE if not worth.answers else _TRUE if worth.truth == 1 else _FALSE
     return f"{text} {answer}{END}{reply}"
