@@ -36,5 +36,5 @@ class Annotator:
 
 CAREFUL = (Annotator("Rosa", per_gold=20.0), Annotator("Simon", per_gold=14.0), Annotator("Tilda", per_gold=8.0))
 """They differ in how often they slip."""
-LENGTH_LOVER = Annotator("Viktor", per_gold=1.0, per_word=0.3)
-"""Takes many words for a good answer."""
+LENGTH_LOVER = Annotator("Viktor", per_gold=0.0, per_word=0.3)
+"""Takes many words for a good answer, whatever they say."""
