@@ -15,6 +15,8 @@ from rlhf_cli.errors import RecipeError
 
 PIPELINE, HACK = "pipeline.yaml", "hack.yaml"
 DEMONSTRATIONS, COMPARISONS = 600, 2000
+ASKED = 3
+"""Times that a held-out question is asked: one answer to each would be too few to tell."""
 _FOLDER = re.compile(r"(?<![\w./-])demo/")
 _SEED = re.compile(r"^  seed: (\d+)$", re.MULTILINE)
 
@@ -71,7 +73,7 @@ def write_data(folder: Path, seed: int) -> None:
         "comparisons": comparisons(COMPARISONS, seed, CAREFUL),
         "comparisons-by-length": comparisons(COMPARISONS, seed, (LENGTH_LOVER,)),
         "prompts": ({"prompt": text} for text in open_questions()),
-        "questions": ({"prompt": text} for text in held_out_questions()),
+        "questions": ({"prompt": text} for _ in range(ASKED) for text in held_out_questions()),
     }
     for name, each in rows.items():
         write_rows(folder / "data" / f"{name}.jsonl", each)

@@ -14,7 +14,7 @@ from rlhf_cli.terminal import printable
 GOLD = "gold"
 """The judge that is the true preference."""
 _SHOWN = 3
-"""Questions that are shown, evenly from the first to the last, so that nobody has picked them."""
+"""How many are shown, evenly from the first to the last, so that nobody has picked them."""
 
 
 def show_evaluation(folder: Path, width: int | None) -> str:
@@ -25,9 +25,12 @@ def show_evaluation(folder: Path, width: int | None) -> str:
         width: Columns of the terminal; None where lines may be as long as they like.
     """
     outcome = json.loads((folder / EVALUATION_FILE).read_text(encoding="utf-8"))
-    lines = (folder / ANSWERS_FILE).read_text(encoding="utf-8").splitlines()
-    picked = [json.loads(lines[len(lines) * (2 * number + 1) // (2 * _SHOWN)]) for number in range(_SHOWN)]
-    blocks = [f"{_SHOWN} of {len(lines)} questions that nothing was trained on, with the true score of each answer"]
+    rows: dict[str, dict[str, Any]] = {}
+    for line in (folder / ANSWERS_FILE).read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        rows.setdefault(json.dumps(row["prompt"]), row)  # the first answers to each
+    picked = [list(rows.values())[len(rows) * (2 * number + 1) // (2 * _SHOWN)] for number in range(_SHOWN)]
+    blocks = [f"{_SHOWN} of {len(rows)} questions that nothing was trained on, with the true score of each answer"]
     blocks += ["\n".join(_show_question(row, width)) for row in picked]
     blocks += ["\n".join(_show_scores(outcome)), "\n".join(_show_verdicts(outcome, width))]
     return "\n\n".join(blocks)
