@@ -57,7 +57,7 @@ def losses(run: Path) -> list[tuple[int, float]]:
 def metrics(run: Path) -> list[dict[str, float]]:
     """All that was logged in steps, but for what a clock says; and TRL counts tokens anew on a resume."""
     clocks = ("time/", "eps", "tokens_per_s", "num_tokens", "eval_num_tokens")
-    ends = ("_runtime", "_per_second")
+    ends = ("_runtime", "_per_second", "_preparation_time")
     records = [json.loads(line) for line in (run / "rlhf/metrics.jsonl").read_text().splitlines()]
     return [
         {name: value for name, value in record.items() if not name.startswith(clocks) and not name.endswith(ends)}
