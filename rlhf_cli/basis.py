@@ -45,18 +45,9 @@ class Basis:
     code: dict[str, str]
     """Versions of what computes."""
 
-    @property
-    def key(self) -> str:
-        """SHA-256 of all of it, in hex."""
-        return hashlib.sha256(json.dumps(self.as_json(), sort_keys=True, default=str).encode()).hexdigest()
-
-    def as_json(self) -> dict[str, Any]:
-        """The basis as a JSON object."""
-        return asdict(self)
-
     def changes_since(self, before: Basis) -> list[str]:
         """What differs from an earlier basis, in words."""
-        now, then = (json.loads(json.dumps(basis.as_json(), default=str)) for basis in (self, before))
+        now, then = (json.loads(json.dumps(asdict(basis), default=str)) for basis in (self, before))
         settings = [f"`{key}`" for key in _differing(now["settings"], then["settings"])]
         return [*settings, *_differing(now["files"], then["files"]), *_differing(now["code"], then["code"])]
 

@@ -17,9 +17,11 @@ from rlhf_cli.run_dir import EVALUATION_FILE, REPORT_FILE
 from rlhf_cli.runs import duration
 from rlhf_cli.terminal import put, say, say_error, width
 
+_DEFAULT = Path("demo")
+
 
 def demo(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to write the project.")] = Path("demo"),
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to write the project.")] = _DEFAULT,
     hack: Annotated[bool, typer.Option("--hack", help="Train on an annotator who takes length for quality.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of the rows, and of all that is trained.")] = 0,
 ) -> None:
@@ -52,5 +54,7 @@ def _took(outcomes: list[Outcome], seconds: float) -> str:
 
 
 def _next(pipeline: Pipeline, folder: Path, *, hack: bool) -> str:
-    other = "" if hack else f"`rlhf demo {folder} --hack` shows a reward being hacked; "
-    return f"{other}edit a recipe in {folder}/ and `rlhf run {pipeline.path}` runs what changes; `rlhf init --from demo` starts your own"  # noqa: E501
+    command = "rlhf demo --hack" if folder == _DEFAULT else f"rlhf demo {folder} --hack"
+    other = "" if hack else f"`{command}` shows a reward being hacked; "
+    changed = f"edit a recipe in {folder}/ and `rlhf run {pipeline.path}` runs what changes; "
+    return f"{other}{changed}`rlhf init --from demo` starts your own"

@@ -13,9 +13,13 @@ Everything else is our own bug: it propagates, and the process ends with 1.
 
 from __future__ import annotations
 
+import errno
 import signal
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system answers where a file cannot grow: no space, no quota, no larger file."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 from safetensors import SafetensorError
 
-from rlhf_cli.errors import EnvironmentFault, first_line
+from rlhf_cli.errors import DISK_FULL, EnvironmentFault, first_line
 from rlhf_cli.memory import GIB
 from rlhf_cli.plan import Plan
 from rlhf_cli.run_dir import RunDir
@@ -25,7 +25,6 @@ _DISK_WORDS = (
     "iostream error",
 )
 """torch raises a plain RuntimeError for both, safetensors an error of its own with the system's number."""
-_DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
@@ -73,7 +72,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def is_disk_full(error: BaseException) -> bool:
     """Whether an exception, or one it came from, says that a file could not grow."""
-    return getattr(error, "errno", None) in _DISK_ERRNOS or _says(error, _DISK_WORDS)
+    return getattr(error, "errno", None) in DISK_FULL or _says(error, _DISK_WORDS)
 
 
 def _says(error: BaseException, words: tuple[str, ...]) -> bool:

@@ -23,6 +23,7 @@ import transformers
 from accelerate import PartialState
 from trl.kernels import chunked_logprob
 
+from rlhf_cli.basis import PACKAGES
 from rlhf_cli.errors import EnvironmentFault
 from rlhf_cli.memory import CPU_TILE_TOKENS, GIB
 from rlhf_cli.plan import Decision, Machine
@@ -245,8 +246,7 @@ def _decide_dtype(recipe: Recipe, *, bf16: bool, device: str) -> Decision:
 
 def describe_environment() -> dict[str, Any]:
     """Versions of what computes, and of the working copy, so that a run can be done again."""
-    names = ("rlhf-cli", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes")
-    versions = {name: metadata.version(name) for name in names}
+    versions = {name: metadata.version(name) for name in ("rlhf-cli", *PACKAGES)}
     return {"python": platform.python_version(), **versions, "git": _describe_working_copy()}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import subprocess
@@ -16,7 +15,15 @@ from typing import IO, TYPE_CHECKING, Any
 
 from rlhf_cli.arguments import without_launch_options
 from rlhf_cli.basis import Basis, find_basis
-from rlhf_cli.errors import EnvironmentFault, GateError, Interrupted, RecipeError, StageFailed, UserError
+from rlhf_cli.errors import (
+    DISK_FULL,
+    EnvironmentFault,
+    GateError,
+    Interrupted,
+    RecipeError,
+    StageFailed,
+    UserError,
+)
 from rlhf_cli.eval_recipe import EVALUATION
 from rlhf_cli.freshness import Judgement, Need, State
 from rlhf_cli.gates import failed_gates, gate_error
@@ -31,8 +38,6 @@ from rlhf_cli.terminal import announce, paint, put, say, talk_apart
 
 if TYPE_CHECKING:
     from rlhf_cli.plan import Plan
-
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -286,7 +291,7 @@ def _explained(stage: Stage, *, later: Sequence[str]) -> Iterator[None]:
         except KeyboardInterrupt:
             raise Interrupted(signal.SIGINT, "stopped") from None
         except OSError as error:
-            if error.errno not in _DISK_FULL:
+            if error.errno not in DISK_FULL:
                 raise
             raise EnvironmentFault(f"the disk is full: {error}", hint="make room, and run it again") from error
     except UserError as error:
