@@ -9,7 +9,7 @@ from typing import Any
 
 from rlhf_cli.errors import EnvironmentFault, Problem, RecipeError, UserError
 from rlhf_cli.eval_recipe import EVALUATION
-from rlhf_cli.methods import METHODS
+from rlhf_cli.methods import method_of
 from rlhf_cli.methods.base import Method
 from rlhf_cli.pipeline import check_commands
 from rlhf_cli.pipeline_file import Pipeline, is_pipeline, read_pipeline
@@ -43,7 +43,7 @@ def check_recipe(
         else:
             recipe = read_recipe(Path(name), method=method)
             problems = recipe.warnings
-            next(command for command in (*METHODS, EVALUATION) if command.command == recipe.method).check(recipe)
+            (method_of(recipe) or EVALUATION).check(recipe)
             if wanted:
                 apply_environment(recipe)
             _inspect(recipe, wanted, outcome, show=form == "human")
@@ -71,7 +71,7 @@ def _inspect(recipe: Recipe, wanted: frozenset[str], outcome: dict[str, Any], *,
     """Look at what is wanted; the outcome has what was found, also where a fault ends it."""
     if not wanted:
         return
-    method = next((method for method in METHODS if method.command == recipe.method), None)
+    method = method_of(recipe)
     if method is None:
         raise RecipeError(f"only the keys of a recipe for `{recipe.method}` can be checked", where=str(recipe.path))
     if "rows" in wanted:

@@ -22,10 +22,10 @@ from rlhf_cli.demo_command import demo
 from rlhf_cli.errors import Problem, RecipeError, UserError
 from rlhf_cli.eval_recipe import EVALUATION
 from rlhf_cli.gates import gate_error
-from rlhf_cli.launch import adopt_slurm, end_with_launcher, take_one_gpu
+from rlhf_cli.launch import adopt_slurm, end_with_launcher, launch, plan_launch, take_one_gpu
 from rlhf_cli.methods import METHODS
 from rlhf_cli.methods.base import Method
-from rlhf_cli.recipe import Recipe, apply_environment, read_recipe
+from rlhf_cli.recipe import apply_environment, read_recipe
 from rlhf_cli.run_command import run
 from rlhf_cli.run_dir import RunDir, finite, output_dir_of, refuse_unusable
 from rlhf_cli.runs_app import runs_app
@@ -114,8 +114,11 @@ def _add_training_command(method: Method) -> None:
         checked = read_recipe(path, method=method.command, overrides=overrides)
         _show_warnings(checked.warnings)
         apply_environment(checked)
-        if not dry_run and _launch(checked, num_processes, accelerate_config, resume=resume, overwrite=overwrite):
-            return
+        planned = plan_launch(num_processes, accelerate_config)
+        if planned and not dry_run:
+            refuse_unusable(RunDir(output_dir_of(checked)), checked, resume=resume, overwrite=overwrite)
+            code = launch([sys.executable, "-m", "rlhf_cli", *without_launch_options(sys.argv[1:])], planned)
+            raise typer.Exit(code)
         take_one_gpu()
         say(f"{method.command} {path}: {len(checked.values)} keys, all good; loading torch, transformers and TRL")
         from rlhf_cli.prepare import prepare
@@ -123,7 +126,7 @@ def _add_training_command(method: Method) -> None:
 
         if dry_run:
             refuse_unusable(RunDir(output_dir_of(checked)), checked, resume=resume, overwrite=overwrite)
-            plan = prepare(checked, method).plan
+            plan = prepare(checked, method, planned.variables if planned else None).plan
             typer.echo(json.dumps(plan.as_json(), default=str) if as_json else plan.as_text())
             if not plan.fits:
                 say_error(plan.warning())
@@ -137,25 +140,6 @@ def _add_training_command(method: Method) -> None:
         "`--learning_rate 1e-5`, `--learning-rate 1e-5` or `learning_rate=1e-5`."
     )
     app.command(method.command, context_settings=_FORWARDING)(command)
-
-
-def _launch(recipe: Recipe, num_processes: int | None, config: str | None, *, resume: bool, overwrite: bool) -> bool:
-    """Start the processes that were asked for; False where this process is to train."""
-    from rlhf_cli import launch
-
-    if launch.is_launched():
-        launch.refuse_second_launch(num_processes)
-        return False
-    processes = launch.count_processes(num_processes, config)
-    if processes == 1 and config is None:
-        return False
-    environment = launch.accelerate_environment(config, processes) if config else {}
-    refuse_unusable(RunDir(output_dir_of(recipe)), recipe, resume=resume, overwrite=overwrite)
-    command = [sys.executable, "-m", "rlhf_cli", *without_launch_options(sys.argv[1:])]
-    code = launch.launch(command, processes, environment)
-    if code:
-        raise typer.Exit(code)
-    return True
 
 
 def _show_warnings(warnings: Sequence[Problem]) -> None:

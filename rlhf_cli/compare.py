@@ -221,7 +221,8 @@ def _stand(ground: Ground, performances: Mapping[str, Performance], people: Pair
     return Standings(
         baseline=ground.baseline,
         reference=ground.reference,
-        prompts=len(prompts),
+        prompts=len(set(prompts)),
+        answers=len(prompts),
         numbers=numbers,
         rewards=rewards,
         performances=models,

@@ -26,7 +26,7 @@ from rlhf_cli.probes import EDITS, JUNK, replace_text, say_twice, text_of_answer
 from rlhf_cli.recipe import Recipe
 from rlhf_cli.redaction import hide_in, is_secret
 from rlhf_cli.report_card import ReportCard, Scored, make_report_card
-from rlhf_cli.reward_model import CONVERSATIONS, TEXTS, RewardModel, identify, load_reward_model, measure_scale
+from rlhf_cli.reward_model import RewardModel, identify, load_reward_model, measure_scale, what_is_read
 from rlhf_cli.rows import PREFERENCE, BadRow, Row, kept_beside, prompt_text
 from rlhf_cli.run_dir import write_json, write_text
 from rlhf_cli.scores import Floats
@@ -108,10 +108,9 @@ def _making(prepared: Prepared) -> dict[str, Any]:
     """The part of the stamp that says how to load and to read."""
     settings = prepared.plan.setting
     quantisation = {key: settings(key) for key in QUANTISATION if settings(key) is not None}
-    first = prepared.material.rows.train[0]["row"]
     return {
         "format": 1,
-        "reads": TEXTS if isinstance(first["chosen"], str) else CONVERSATIONS,
+        "reads": what_is_read(prepared.material.rows.train),
         "read_at": "the last token that is not padding",
         "dtype": str(settings("dtype")),
         "compute": "bfloat16" if settings("bf16") else "float16" if settings("fp16") else "float32",

@@ -53,6 +53,31 @@ class Launch:
     count: int
     environment: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def variables(self) -> dict[str, str]:
+        """What every one of the processes finds in its environment, beside what tells them apart."""
+        count = str(self.count)
+        return {**_threads(self.count), **self.environment, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+
+
+def plan_launch(num_processes: int | None, config: str | None) -> Launch | None:
+    """As how many processes a command is to run; None is in this one.
+
+    Args:
+        num_processes: As asked; else what the configuration says, else one, or with a configuration by name one a GPU.
+        config: A configuration of accelerate, by name or file.
+
+    Raises:
+        RecipeError: when it is no number to start, or there is no such configuration.
+    """
+    if is_launched():
+        _refuse_second_launch(num_processes)
+        return None
+    processes = _count_processes(num_processes, config)
+    if processes == 1 and config is None:
+        return None
+    return Launch(processes, accelerate_environment(config, processes) if config else {})
+
 
 def adopt_slurm() -> None:
     """Take rank and address from the tasks of `srun`, where nobody else has set them.
@@ -81,12 +106,8 @@ def is_launched() -> bool:
     return "WORLD_SIZE" in os.environ
 
 
-def refuse_second_launch(num_processes: int | None) -> None:
-    """Refuse another number of processes than the launcher has started.
-
-    Raises:
-        RecipeError: when they differ.
-    """
+def _refuse_second_launch(num_processes: int | None) -> None:
+    """Refuse another number of processes than the launcher has started."""
     there = os.environ["WORLD_SIZE"]
     if num_processes is not None and str(num_processes) != there:
         raise RecipeError(
@@ -101,12 +122,7 @@ def take_one_gpu() -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
 
 
-def count_processes(num_processes: int | None, config: str | None) -> int:
-    """How many processes to start: as asked, else what the configuration file says, else one a GPU.
-
-    Raises:
-        RecipeError: when it is no number to start.
-    """
+def _count_processes(num_processes: int | None, config: str | None) -> int:
     if num_processes is None and config is not None:
         num_processes = _read_config(config).get("num_processes") if config not in NAMED_CONFIGS else _count_gpus()
     if num_processes is None:
@@ -218,23 +234,21 @@ class _Processes:
             self.poll()
 
 
-def launch(command: Sequence[str], processes: int, environment: Mapping[str, str]) -> int:
+def launch(command: Sequence[str], planned: Launch) -> int:
     """Run a command as several processes on this machine, to their end.
 
     Args:
         command: What each of them runs.
-        processes: How many.
-        environment: Variables for all of them, beside those that tell them apart.
+        planned: How many, and with what environment.
 
     Returns:
         0, or the exit code of the first process that failed.
     """
     logs = Path(tempfile.mkdtemp(prefix="rlhf-logs-"))
     started = _Processes()
-    shared = {**_threads(processes), **environment, "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes),
-              "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}  # fmt: skip
+    shared = {**planned.variables, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
     with _forwarding(started):
-        for rank in range(processes):
+        for rank in range(planned.count):
             started.running[rank] = _start(command, rank, shared, logs)
         while started.running and not any(code for _, code in started.ended):
             time.sleep(_POLL_S)

@@ -35,36 +35,38 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _Item = TypeVar("_Item")
 
 
-def detect_machine(*, use_cpu: bool = False) -> Machine:
-    """Look at the devices of this process.
+def detect_machine(*, use_cpu: bool = False, environment: Mapping[str, str] | None = None) -> Machine:
+    """Look at the devices of this process, or of one that is yet to be launched.
 
     Args:
         use_cpu: Ignore accelerators, as the recipe key `use_cpu` asks.
+        environment: What a launched process would find; None is the environment of this one.
     """
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    variables = os.environ if environment is None else environment
+    processes, here = (int(variables.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
     threads = torch.get_num_threads()
-    on_gpus = not use_cpu and torch.cuda.is_available()
-    _refuse_crowd(torch.cuda.device_count() if on_gpus else os.cpu_count() or 1, "GPU" if on_gpus else "core")
-    if on_gpus:
+    if not use_cpu and torch.cuda.is_available():
+        if environment is None:  # else this process sees one GPU only, and those that are launched will count them
+            _refuse_crowd(here, torch.cuda.device_count(), "GPU")
         properties = torch.cuda.get_device_properties(0)
         free, total = (amount / GIB for amount in torch.cuda.mem_get_info())
         return Machine("cuda", properties.name, processes, threads, total, free, bf16=torch.cuda.is_bf16_supported())
-    _refuse_sharding_on_cpu()
-    free, total = _main_memory()
+    _refuse_crowd(here, os.cpu_count() or 1, "core")
+    _refuse_sharding_on_cpu(variables)
+    free, total = _main_memory(here)
     if not use_cpu and torch.backends.mps.is_available():
         return Machine("mps", platform.processor() or "Apple", processes, threads, total, free, bf16=True)
     return Machine("cpu", _cpu_name(), processes, threads, total, free, bf16=_cpu_computes_bf16())
 
 
-def _main_memory() -> tuple[float, float]:
-    """GiB free and in all, of this machine or of what its container may have; shared by the processes on it."""
+def _main_memory(processes: int) -> tuple[float, float]:
+    """GiB free and in all, of this machine or of what its container may have, for each of so many processes on it."""
     memory = psutil.virtual_memory()
     total, free = memory.total, memory.available
     limit, held = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
     if limit.exists() and (allowed := limit.read_text(encoding="ascii").strip()).isdigit():
         total = min(total, int(allowed))
         free = min(free, total - int(held.read_text(encoding="ascii")))
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return free / processes / GIB, total / processes / GIB
 
 
@@ -72,12 +74,11 @@ def total_memory(device: torch.device) -> int:
     """Bytes of a device; of a CPU, of the machine or what its container may have, for each process on it."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
-    return int(_main_memory()[1] * GIB)
+    return int(_main_memory(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))[1] * GIB)
 
 
-def _refuse_crowd(devices: int, kind: str) -> None:
+def _refuse_crowd(processes: int, devices: int, kind: str) -> None:
     """Refuse more processes on this machine than it has devices for."""
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if processes > devices:
         raise EnvironmentFault(
             f"{processes} processes are too many for the {devices} {kind}{'s' if devices != 1 else ''} here",
@@ -85,10 +86,10 @@ def _refuse_crowd(devices: int, kind: str) -> None:
         )
 
 
-def _refuse_sharding_on_cpu() -> None:
+def _refuse_sharding_on_cpu(environment: Mapping[str, str]) -> None:
     """Refuse what accelerate would pass over: on a CPU it replicates the model, whatever its configuration says."""
     for name, variable in (("FSDP", "ACCELERATE_USE_FSDP"), ("DeepSpeed", "ACCELERATE_USE_DEEPSPEED")):
-        if os.environ.get(variable, "false").lower() == "true":
+        if environment.get(variable, "false").lower() == "true":
             raise EnvironmentFault(
                 f"{name} needs GPUs, and this machine has none to use",
                 hint="`--accelerate-config multi_gpu`, or `--num-processes` alone, trains on a CPU too",

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from rlhf_cli.arguments import without_launch_options
 from rlhf_cli.basis import Basis, find_basis
 from rlhf_cli.errors import (
     DISK_FULL,
@@ -28,7 +27,7 @@ from rlhf_cli.eval_recipe import EVALUATION
 from rlhf_cli.freshness import Judgement, Need, State
 from rlhf_cli.gates import failed_gates, gate_error
 from rlhf_cli.launch import Launch, is_launched, take_one_gpu
-from rlhf_cli.methods import METHODS
+from rlhf_cli.methods import method_of
 from rlhf_cli.pipeline_file import Pipeline, Stage, of_stage
 from rlhf_cli.recipe import apply_environment
 from rlhf_cli.run_dir import RunDir, lock
@@ -95,7 +94,7 @@ def check_commands(pipeline: Pipeline) -> None:
     """
     for stage in pipeline.stages:
         with _explained(stage, later=()):
-            next(each for each in (*METHODS, EVALUATION) if each.command == stage.recipe.method).check(stage.recipe)
+            (method_of(stage.recipe) or EVALUATION).check(stage.recipe)
 
 
 def run_pipeline(pipeline: Pipeline, wishes: Wishes) -> Iterator[Outcome]:
@@ -161,16 +160,12 @@ def plan_pipeline(pipeline: Pipeline, wishes: Wishes) -> tuple[list[Seen], dict[
     _set_environment(pipeline)
     take_one_gpu()
     with talk_apart("checking every stage", Path(os.devnull)):
-        return seen, _rehearse(to_run) if to_run else {}
-
-
-def _trains(stage: Stage) -> bool:
-    return stage.recipe.method != EVALUATION.command
+        return seen, _rehearse(to_run, wishes.launch) if to_run else {}
 
 
 def _basis_of(stage: Stage, state: State, wishes: Wishes) -> Basis:
     # The gates of a run are held against its report card again, which costs nothing.
-    leave_out = frozenset({"gates"}) if _trains(stage) else frozenset()
+    leave_out = frozenset({"gates"}) if method_of(stage.recipe) else frozenset()
     launched = wishes.launch
     more = {"processes": launched.count, "accelerate": dict(launched.environment)} if launched else {}
     return find_basis(stage.recipe, state.hashes, more=more, leave_out=leave_out)
@@ -200,7 +195,7 @@ def _get_ready(pipeline: Pipeline, to_run: Sequence[Seen], wishes: Wishes) -> No
         return
     take_one_gpu()
     with talk_apart("checking every stage", Path(os.devnull)):
-        _rehearse(to_run)
+        _rehearse(to_run, None)
 
 
 def _set_environment(pipeline: Pipeline) -> None:
@@ -208,15 +203,15 @@ def _set_environment(pipeline: Pipeline) -> None:
         apply_environment(stage.recipe)
 
 
-def _rehearse(to_run: Sequence[Seen]) -> dict[str, Plan]:
+def _rehearse(to_run: Sequence[Seen], planned: Launch | None) -> dict[str, Plan]:
     from rlhf_cli.stand_ins import plan_stages
 
-    return plan_stages([each.stage for each in to_run])
+    return plan_stages([each.stage for each in to_run], planned.variables if planned else None)
 
 
 def _rehearse_apart() -> None:
     """The same in a process that ends before others are launched: it would hold a part of a GPU."""
-    command = [sys.executable, "-m", "rlhf_cli", *without_launch_options(sys.argv[1:]), "--dry-run"]
+    command = [sys.executable, "-m", "rlhf_cli", *sys.argv[1:], "--dry-run"]
     code = subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode
     if code:
         raise StageFailed("a stage could not start", code)

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rlhf_cli.errors import Problem, RecipeError
-from rlhf_cli.recipe import Recipe, apply_overrides, check_values, did_you_mean, texts_in
+from rlhf_cli.recipe import Recipe, apply_overrides, check_values, did_you_mean, nearest_of
 from rlhf_cli.recipe_file import COMMAND_LINE, Origin, keys_of, load_yaml, merge, with_bases
+from rlhf_cli.references import Written, check_folders, check_order, needs_of, resolve_references
 from rlhf_cli.renames import IGNORED, RENAMED, TRANSLATED, translate
-from rlhf_cli.run_dir import RunDir
 from rlhf_cli.schema import load_schema, method_names
 
 KEYS = ("output_dir", "defaults", "stages")
-_REFERENCE = re.compile(r"\$\{\s*([^}]*?)\s*\}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _SHARED = ("env", "hub_token")
 """Keys that set the environment of the one process in which all stages run."""
@@ -52,19 +50,6 @@ class Pipeline:
         return next(stage for stage in self.stages if stage.name == name)
 
 
-@dataclass
-class _Written:
-    """A stage before it is checked: its keys and those it inherits, and where each is written."""
-
-    name: str
-    place: Origin
-    values: dict[str, Any]
-    origins: dict[str, Origin]
-
-    def problem(self, what: str, fix: str | None = None) -> Problem:
-        return self.place.problem(what, width=len(self.name), fix=fix)
-
-
 def is_pipeline(path: Path) -> bool:
     """Whether a file has stages; False where it cannot be read."""
     try:
@@ -96,11 +81,11 @@ def read_pipeline(path: Path, overrides: Sequence[tuple[str, str]] = ()) -> Pipe
     folders = {stage.name: str(stage.values.get("output_dir") or output_dir / stage.name) for stage in written}
     for stage in written:
         stage.values["output_dir"] = folders[stage.name]
-    _refuse(list(_refer(written, folders)))
+    _refuse(list(resolve_references(written, folders)))
     stages = _check(written, path)
-    _refuse([*_check_folders(written, folders, output_dir), *_check_shared(written)])
-    needs = {stage.name: _needs(stage.recipe, folders) for stage in stages}
-    _refuse(list(_check_order(written, needs)))
+    _refuse([*check_folders(written, folders, output_dir), *_check_shared(written)])
+    needs = {stage.name: needs_of(stage.recipe, folders) for stage in stages}
+    _refuse(list(check_order(written, needs)))
     return Pipeline(path, output_dir, tuple(replace(stage, needs=needs[stage.name]) for stage in stages))
 
 
@@ -116,7 +101,7 @@ def _check_keys(values: Mapping[str, Any], origins: Mapping[str, Origin], path: 
     unknown = [key for key in values if key not in KEYS]
     if "stages" not in values:  # all keys of a recipe are none of a pipeline, and that is not what is wrong
         unknown = [key for key in unknown if did_you_mean(key, list(KEYS))]
-    found = [problem(key, f"unknown key `{key}` of a pipeline", _near(key, KEYS)) for key in unknown]
+    found = [problem(key, f"unknown key `{key}` of a pipeline", nearest_of(key, KEYS)) for key in unknown]
     if "stages" not in values:
         found.append(Problem("missing key `stages`", str(path), fix="a single recipe runs with its own command"))
     elif not isinstance(values["stages"], dict) or not values["stages"]:
@@ -129,17 +114,12 @@ def _check_keys(values: Mapping[str, Any], origins: Mapping[str, Origin], path: 
     return found
 
 
-def _near(word: str, choices: Iterable[str]) -> str:
-    candidates = list(choices)
-    return did_you_mean(word, candidates) or f"one of {', '.join(candidates)}"
-
-
 # --- what is written ------------------------------------------------------------------------------------------------
 
 
-def _read_stage(name: str, node: Any, place: Origin, lines: Sequence[str]) -> _Written:
+def _read_stage(name: str, node: Any, place: Origin, lines: Sequence[str]) -> Written:
     """One stage and what it extends; `sft: sft.yaml` is short for `sft: {extends: sft.yaml}`."""
-    path, stage = Path(place.file), _Written(name, place, {}, {})
+    path, stage = Path(place.file), Written(name, place, {}, {})
     if not _NAME.fullmatch(name):
         _refuse([stage.problem(f"a stage cannot be called `{name}`", "letters, digits, - and _: its folder is too")])
     if isinstance(node, str):
@@ -154,18 +134,18 @@ def _read_stage(name: str, node: Any, place: Origin, lines: Sequence[str]) -> _W
     return stage
 
 
-def _override(written: Sequence[_Written], overrides: Sequence[tuple[str, str]]) -> None:
+def _override(written: Sequence[Written], overrides: Sequence[tuple[str, str]]) -> None:
     stages = {stage.name: stage for stage in written}
     for key, text in overrides:
         name, _, own = key.partition(".")
         if not own or name not in stages:
-            fix = _near(name, stages) if own else f"write `STAGE.{key}`, with STAGE one of {', '.join(stages)}"
+            fix = nearest_of(name, stages) if own else f"write `STAGE.{key}`, with STAGE one of {', '.join(stages)}"
             raise RecipeError(f"`{key}` names no stage", where=COMMAND_LINE, hint=fix)
         apply_overrides(stages[name].values, stages[name].origins, [(own, text)])
 
 
 def _lay_under(
-    written: Sequence[_Written], defaults: Mapping[str, Any], origins: Mapping[str, Origin]
+    written: Sequence[Written], defaults: Mapping[str, Any], origins: Mapping[str, Origin]
 ) -> Iterator[Problem]:
     """Give every stage those defaults that are keys of its command; what is a key of none is a mistake."""
     methods = {str(stage.values.get("method")) for stage in written} & set(method_names())
@@ -193,63 +173,10 @@ def _older_keys(method: str, written: Mapping[str, Any]) -> Iterator[str]:
             yield key
 
 
-# --- references -----------------------------------------------------------------------------------------------------
-
-
-def _refer(written: Sequence[_Written], folders: Mapping[str, str]) -> Iterator[Problem]:
-    """Put folders in the place of `${stage}`; say which names are of no stage, of a later one, or of a circle."""
-    named = {stage.name: dict(_references(stage)) for stage in written}
-    order, circles = list(named), set[frozenset[str]]()
-    for stage in written:
-        for name, key in named[stage.name].items():
-            problem = stage.origins.get(key, stage.place).problem
-            if name not in folders:
-                yield problem(f"`${{{name}}}` names no stage", width=len(key), fix=_near(name, folders))
-            elif circle := _way(name, stage.name, named):
-                what = f"stages refer to each other in a circle: {' → '.join([stage.name, *circle])}"
-                if frozenset(circle) not in circles:
-                    yield problem(what, width=len(key))
-                circles.add(frozenset(circle))
-            elif order.index(name) > order.index(stage.name):
-                what = f"the stage `{stage.name}` refers to `{name}`, which comes later"
-                yield problem(what, width=len(key), fix=f"move `{name}` above `{stage.name}`")
-        stage.values = {key: _put_in(value, folders) for key, value in stage.values.items()}
-
-
-def _references(stage: _Written) -> Iterator[tuple[str, str]]:
-    """Names of stages, and the key each stands in."""
-    for key, value in stage.values.items():
-        for text in texts_in(value):
-            for name in _REFERENCE.findall(text):
-                yield name, key
-
-
-def _put_in(value: Any, folders: Mapping[str, str]) -> Any:
-    if isinstance(value, str):
-        return _REFERENCE.sub(lambda found: folders.get(found.group(1), found.group()), value)
-    if isinstance(value, dict):
-        return {key: _put_in(item, folders) for key, item in value.items()}
-    return [_put_in(item, folders) for item in value] if isinstance(value, list) else value
-
-
-def _way(start: str, goal: str, named: Mapping[str, Mapping[str, str]]) -> list[str] | None:
-    """The stages from one to another along references, both included."""
-    ways, seen = [[start]], {start}
-    while ways:
-        way = ways.pop(0)
-        if way[-1] == goal:
-            return way
-        for name in named.get(way[-1], {}):
-            if name not in seen:
-                seen.add(name)
-                ways.append([*way, name])
-    return None
-
-
 # --- what is checked ------------------------------------------------------------------------------------------------
 
 
-def _check(written: Sequence[_Written], path: Path) -> list[Stage]:
+def _check(written: Sequence[Written], path: Path) -> list[Stage]:
     """Every stage as a recipe; the faults of all are raised together."""
     stages: list[Stage] = []
     problems: list[Problem] = []
@@ -290,30 +217,7 @@ def _as_recipe(name: str, recipe: Recipe) -> str:
     return f"# The stage `{name}` of {recipe.path}, with all that it inherits.\n{text.getvalue()}"
 
 
-def _check_folders(written: Sequence[_Written], folders: Mapping[str, str], output_dir: Path) -> Iterator[Problem]:
-    places = {name: place_of(folder) for name, folder in folders.items()}
-    for number, stage in enumerate(written):
-        mine = places[stage.name]
-        problem = stage.origins.get("output_dir", stage.place).problem
-        for earlier in written[:number]:
-            other = places[earlier.name]
-            if mine == other:
-                yield problem(f"the stages `{earlier.name}` and `{stage.name}` have one output_dir, `{mine}`")
-            elif mine.is_relative_to(other) or other.is_relative_to(mine):
-                yield problem(f"of the stages `{earlier.name}` and `{stage.name}`, one's output_dir is in the other's")
-        if place_of(output_dir).is_relative_to(mine):
-            yield problem(f"the stage `{stage.name}` cannot have the pipeline's output_dir, nor one around it")
-        if mine.is_relative_to(place_of(RunDir(output_dir).own)):
-            what = f"the stage `{stage.name}` cannot have the folder in which the pipeline keeps its own files"
-            yield problem(what, fix="call it otherwise, or name another output_dir")
-
-
-def place_of(folder: str | Path) -> Path:
-    """Absolute, without links that are not there yet being followed; `~nobody` is no error."""
-    return Path(os.path.normpath(Path(os.path.expanduser(folder)).absolute()))
-
-
-def _check_shared(written: Sequence[_Written]) -> Iterator[Problem]:
+def _check_shared(written: Sequence[Written]) -> Iterator[Problem]:
     """One process runs all stages, so that what sets its environment is the same for all."""
     known: dict[str, tuple[str, str]] = {}
     for stage in written:
@@ -325,23 +229,3 @@ def _check_shared(written: Sequence[_Written]) -> Iterator[Problem]:
             if before != str(value):
                 what = f"the stages `{first}` and `{stage.name}` set `{name}` differently, and share a process"
                 yield stage.problem(what, "write it under `defaults`")
-
-
-def _needs(recipe: Recipe, folders: Mapping[str, str]) -> tuple[str, ...]:
-    """Stages whose folders a recipe names, by reference or as they are."""
-    places = {name: place_of(folder) for name, folder in folders.items()}
-    values = {key: value for key, value in recipe.values.items() if key != "output_dir"}
-    named = [place_of(text) for text in texts_in(values) if len(text) < os.pathconf("/", "PC_PATH_MAX")]
-    return tuple(name for name, place in places.items() if any(path.is_relative_to(place) for path in named))
-
-
-def _check_order(written: Sequence[_Written], needs: Mapping[str, Sequence[str]]) -> Iterator[Problem]:
-    """Folders that are named as they are, without a reference."""
-    order = [stage.name for stage in written]
-    for stage in written:
-        for name in needs[stage.name]:
-            if order.index(name) >= order.index(stage.name):
-                what = f"the stage `{stage.name}` reads the folder of " + (
-                    "its own outcome" if name == stage.name else f"`{name}`, which comes later"
-                )
-                yield stage.problem(what)

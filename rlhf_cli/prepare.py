@@ -64,13 +64,18 @@ class Prepared:
         return replace(self, run=run, plan=plan, config=method.build_config(plan))
 
 
-def prepare(recipe: Recipe, method: Method) -> Prepared:
+def prepare(recipe: Recipe, method: Method, environment: Mapping[str, str] | None = None) -> Prepared:
     """Check data and model folder, and make the plan; `--dry-run` ends here.
+
+    Args:
+        recipe: A checked recipe.
+        method: How to train.
+        environment: Variables that the processes of a launch would find; None plans for this process.
 
     Raises:
         UserError: when the run cannot start.
     """
-    machine = detect_machine(use_cpu=bool(recipe["use_cpu"]))
+    machine = detect_machine(use_cpu=bool(recipe["use_cpu"]), environment=environment)
     source = find_source(recipe, method.trains)
     adapts = bool(recipe["use_peft"] or source.adapter)
     decisions = decide(recipe, machine, method.defaults, adapts=adapts)

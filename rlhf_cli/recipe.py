@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -279,6 +279,12 @@ def did_you_mean(word: str, candidates: list[str]) -> str | None:
         match = process.extractOne(name, candidates, scorer=fuzz.WRatio, score_cutoff=75)
         target = match[0] if match else None
     return f"did you mean `{target}`?" if target else None
+
+
+def nearest_of(word: str, choices: Iterable[str]) -> str:
+    """The same of a few choices; all of them where none is near."""
+    candidates = list(choices)
+    return did_you_mean(word, candidates) or f"one of {', '.join(candidates)}"
 
 
 _TYPE_WORDS = {

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from datasets import Dataset
 from huggingface_hub import snapshot_download
 from numpy.typing import NDArray
 from peft import PeftModel
@@ -258,6 +259,11 @@ def _refuse_without_head(folders: Sequence[Path], model: PreTrainedModel) -> Non
 
 
 # --- the stamp ----------------------------------------------------------------------------------------------------
+
+
+def what_is_read(rows: Dataset) -> str:
+    """Whether a model of these preferences reads conversations or plain texts, as its stamp says under `reads`."""
+    return TEXTS if isinstance(rows[0]["row"]["chosen"], str) else CONVERSATIONS
 
 
 def read_stamp(name: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import typer
 from rlhf_cli.arguments import split_stage_arguments
 from rlhf_cli.errors import RecipeError, UserError
 from rlhf_cli.freshness import Need
-from rlhf_cli.launch import Launch, accelerate_environment, count_processes
+from rlhf_cli.launch import plan_launch
 from rlhf_cli.pipeline import Seen, Wishes, check_commands, plan_pipeline, run_pipeline
 from rlhf_cli.pipeline_file import Pipeline, read_pipeline
 from rlhf_cli.run_dir import RunDir
@@ -45,7 +45,7 @@ def run(
     wishes = Wishes(
         redo=_names(checked, redo, "--redo"),
         keep=_names(checked, keep, "--keep"),
-        launch=_launch(num_processes, accelerate_config),
+        launch=plan_launch(num_processes, accelerate_config),
         verbose=verbose,
         tell=(lambda text: None) if as_json else put,
     )
@@ -72,13 +72,6 @@ def _names(pipeline: Pipeline, given: list[str] | None, option: str) -> frozense
         if name not in known:
             raise RecipeError(f"{option} {name}: there is no such stage", hint=f"one of {', '.join(known)}")
     return frozenset(given or [])
-
-
-def _launch(num_processes: int | None, config: str | None) -> Launch | None:
-    processes = count_processes(num_processes, config)
-    if processes == 1 and config is None:
-        return None
-    return Launch(processes, accelerate_environment(config, processes) if config else {})
 
 
 def _as_text(seen: list[Seen], plans: dict[str, Plan]) -> str:

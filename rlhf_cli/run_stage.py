@@ -10,12 +10,11 @@ from pathlib import Path
 
 from rlhf_cli.checkpoints import StopOnSignal
 from rlhf_cli.errors import GateError, Interrupted, StageFailed
-from rlhf_cli.eval_recipe import EVALUATION
 from rlhf_cli.evaluate import evaluate
 from rlhf_cli.gates import gate_error
 from rlhf_cli.launch import Launch, launch
 from rlhf_cli.machine import free_memory, hand_back_memory
-from rlhf_cli.methods import METHODS
+from rlhf_cli.methods import method_of
 from rlhf_cli.recipe import Recipe
 from rlhf_cli.train import train
 
@@ -42,11 +41,12 @@ def run_stage(
     try:
         if processes is not None:
             return _launch(recipe, processes, resume=resume)
-        if recipe.method == EVALUATION.command:
+        method = method_of(recipe)
+        if method is None:
             found = evaluate(recipe)
             tell(found.text)
             return gate_error(found.failed_gates, where=recipe.where("gates")) if found.failed_gates else None
-        train(recipe, next(method for method in METHODS if method.command == recipe.method), resume=resume, stop=stop)
+        train(recipe, method, resume=resume, stop=stop)
     except GateError as error:
         return error
     finally:
@@ -57,14 +57,13 @@ def run_stage(
 
 def _launch(recipe: Recipe, processes: Launch, *, resume: bool) -> GateError | None:
     """Run the command of the recipe's method, as a user would, with a file of this stage alone."""
-    trains = recipe.method != EVALUATION.command
     with tempfile.TemporaryDirectory(prefix="rlhf-") as folder:
         file = Path(folder, "recipe.yaml")
         file.touch(mode=0o600)  # it may hold secrets
         file.write_text(recipe.text or "", encoding="utf-8")
         command = [sys.executable, "-m", "rlhf_cli", recipe.method, str(file)]
-        command += ["--resume"] if resume and trains else []
-        code = launch(command, processes.count, processes.environment)
+        command += ["--resume"] if resume and method_of(recipe) else []
+        code = launch(command, processes)
     if code == GateError.exit_code:
         return gate_error(["a gate was not met"], where=recipe.where("gates"))
     if code - 128 in (signal.SIGINT, signal.SIGTERM):

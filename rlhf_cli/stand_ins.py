@@ -12,22 +12,26 @@ from rlhf_cli.adapters import adapter_config
 from rlhf_cli.data import load_held_out
 from rlhf_cli.errors import UserError
 from rlhf_cli.machine import quietly
-from rlhf_cli.methods import METHODS
+from rlhf_cli.methods import method_of
 from rlhf_cli.methods.base import Method
 from rlhf_cli.models import describe_model, model_keys
-from rlhf_cli.pipeline_file import Stage, of_stage, place_of
+from rlhf_cli.pipeline_file import Stage, of_stage
 from rlhf_cli.plan import REWARD_MODEL, Plan
 from rlhf_cli.ppo.rewards import load_function
 from rlhf_cli.prepare import Prepared, prepare
 from rlhf_cli.recipe import Recipe, as_list, texts_in
+from rlhf_cli.references import place_of
+from rlhf_cli.reward_model import what_is_read
 from rlhf_cli.rows import PREFERENCE, PROMPT
+from rlhf_cli.run_dir import RunDir, write_json
 
 
-def plan_stages(stages: Sequence[Stage]) -> dict[str, Plan]:
+def plan_stages(stages: Sequence[Stage], environment: Mapping[str, str] | None) -> dict[str, Plan]:
     """Check rows and settings of every stage, and plan those that train, before the first of them runs.
 
     Args:
         stages: Those that are yet to run, in their order.
+        environment: As `prepare` takes it.
 
     Returns:
         Plans by stage, with the names that the folders will have. A stage that takes its rows from another's folder has
@@ -43,14 +47,15 @@ def plan_stages(stages: Sequence[Stage]) -> dict[str, Plan]:
             recipe = _elsewhere(stage.recipe, folders)
             if any(str(Path(name)) in text for key in ("dataset_name", "datasets") for text in texts_in(recipe[key])):
                 continue
-            method = next((method for method in METHODS if method.command == recipe.method), None)
+            method = method_of(recipe)
             try:
                 if method is None:
                     _check_evaluation(recipe)
                     continue
-                prepared = prepare(recipe, method)
+                prepared = prepare(recipe, method, environment)
             except UserError as error:
-                error.problems = [of_stage(stage.name, problem) for problem in error.problems]
+                named = [replace(each, what=_under_its_name(each.what, folders)) for each in error.problems]
+                error.problems = [of_stage(stage.name, problem) for problem in named]
                 raise
             plans[stage.name] = _under_their_names(prepared.plan, folders)
             folders[stage.name] = (str(stage.folder), str(Path(name, stage.name)))
@@ -68,11 +73,18 @@ def _elsewhere(recipe: Recipe, folders: Mapping[str, tuple[str, str]]) -> Recipe
 
 
 def _under_their_names(plan: Plan, folders: Mapping[str, tuple[str, str]]) -> Plan:
-    roles, settings = plan.roles, plan.settings
+    roles = {name: _under_its_name(text, folders) for name, text in plan.roles.items()}
+    settings = plan.settings
     for there, here in folders.values():
-        roles = {name: text.replace(here, there) for name, text in roles.items()}
         settings = {key: _put(value, here, there) for key, value in settings.items()}
     return replace(plan, roles=roles, settings=settings)
+
+
+def _under_its_name(text: str, folders: Mapping[str, tuple[str, str]]) -> str:
+    """What is said of a folder that stands in, said of the one it stands for."""
+    for there, here in folders.values():
+        text = text.replace(here, there)
+    return text
 
 
 def _put(value: Any, before: str, after: str) -> Any:
@@ -94,7 +106,8 @@ def _inside(text: str, folder: str | Path) -> Path | None:
 def _write_stand_in(prepared: Prepared, method: Method, folder: Path) -> None:
     """What the run will leave, but for its weights."""
     recipe, source = prepared.recipe, prepared.material.source
-    labels: dict[str, Any] = {"num_labels": 1} if method.trains == REWARD_MODEL else {}
+    scores = method.trains == REWARD_MODEL
+    labels: dict[str, Any] = {"num_labels": 1} if scores else {}
     model = describe_model(source.base, method.trains, **labels)
     if recipe["use_peft"] or source.adapter:
         config = adapter_config(model_keys(recipe), source, method.trains, model)
@@ -105,6 +118,8 @@ def _write_stand_in(prepared: Prepared, method: Method, folder: Path) -> None:
         model.config.save_pretrained(folder)
     prepared.material.tokenizer.save_pretrained(folder)
     (folder / "model.safetensors").touch()
+    if scores:
+        write_json(RunDir(folder).reward_card, {"reads": what_is_read(prepared.material.rows.train)})
 
 
 def _link_checkpoints(stages: Sequence[Stage], there: Path, here: Path) -> None:

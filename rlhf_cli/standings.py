@@ -57,6 +57,9 @@ class Standings:
     baseline: str
     reference: str | None
     prompts: int
+    """Different ones."""
+    answers: int
+    """Of each model; more than prompts where some are asked several times."""
     numbers: dict[str, dict[str, Estimate]]
     """By model and metric."""
     rewards: dict[str, dict[str, Estimate]]
@@ -88,6 +91,7 @@ class Standings:
             "baseline": self.baseline,
             "reference": self.reference,
             "prompts": self.prompts,
+            "answers": self.answers,
             "models": models,
             "contests": [contest.as_json() for contest in self.contests],
             "verdicts": [verdict.as_json() for verdict in self.verdicts],
@@ -100,7 +104,8 @@ class Standings:
 
     def as_text(self) -> str:
         """The standings as they are shown to a person."""
-        lines = [f"{self.prompts:,} prompts; baseline {self.baseline}", *self._table()]
+        several = f", {self.answers:,} answers of each model" if self.answers > self.prompts else ""
+        lines = [f"{self.prompts:,} prompts{several}; baseline {self.baseline}", *self._table()]
         for judge in dict.fromkeys(contest.judge for contest in self.contests):
             lines += self._judged(judge)
         if self.frontier:

@@ -13,7 +13,7 @@ from rlhf_cli.demo import BASE
 from rlhf_cli.demo.readings import readings
 from rlhf_cli.demo.texts import write_rows
 from rlhf_cli.demo.tiny import END, build_tiny_model
-from rlhf_cli.methods import METHODS
+from rlhf_cli.methods import sft
 from rlhf_cli.recipe import read_recipe
 from rlhf_cli.train import train
 
@@ -62,7 +62,7 @@ def main() -> None:
         build_tiny_model(folder / "untrained", words, width=128, vocabulary=1024, chat_template=_TEMPLATE)
         (folder / "base.yaml").write_text(_RECIPE.format(folder=folder), encoding="utf-8")
         recipe = read_recipe(folder / "base.yaml")
-        train(recipe, next(method for method in METHODS if method.command == recipe.method))
+        train(recipe, sft.METHOD)
         model = AutoModelForCausalLM.from_pretrained(folder / "run", dtype="bfloat16")
         tokenizer = AutoTokenizer.from_pretrained(folder / "untrained")
     shutil.rmtree(target, ignore_errors=True)

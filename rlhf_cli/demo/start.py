@@ -7,7 +7,7 @@ from pathlib import Path
 from rlhf_cli.demo import RECIPES
 from rlhf_cli.demo.project import PIPELINE, put_into, write_data
 from rlhf_cli.errors import RecipeError
-from rlhf_cli.methods import METHODS
+from rlhf_cli.methods import method_of
 from rlhf_cli.pipeline_file import Stage, read_pipeline
 
 
@@ -34,7 +34,7 @@ def start_project(folder: Path, model: str) -> None:
 
 def _recipe(stage: Stage, model: str) -> str:
     """The first recipe of a stage's method; of the evaluation, the demo's without the true score, which nobody has."""
-    method = next((method for method in METHODS if method.command == stage.recipe.method), None)
+    method = method_of(stage.recipe)
     file = f"{stage.name}.yaml"
     if method is None:
         lines = (RECIPES / file).read_text(encoding="utf-8").splitlines(keepends=True)

@@ -16,8 +16,9 @@ from rlhf_cli.models import explained_model
 from rlhf_cli.plan import Counts
 from rlhf_cli.ppo.config import PPOConfig
 from rlhf_cli.ppo.model import PolicyWithValue
-from rlhf_cli.recipe import Recipe
+from rlhf_cli.recipe import Recipe, as_list
 from rlhf_cli.render import ensure_chat_template, render_prompt
+from rlhf_cli.reward_model import TEXTS, read_stamp
 from rlhf_cli.rows import KEPT_BESIDE, BadRow, kept_beside
 
 PROMPT_FEATURES = Features({"prompt_ids": List(Value("int32")), "prompt": Json(), "columns": Json()})
@@ -64,8 +65,9 @@ def encode_rows(rows: Dataset, tokenizer: PreTrainedTokenizerBase, recipe: Recip
         recipe: For `max_length`, `response_length` and `skip_bad_rows`.
 
     Raises:
-        DataError: when the chat template refuses rows, or none leaves room.
+        DataError: when the chat template refuses rows, none leaves room, or a reward model cannot read them.
     """
+    _refuse_unread(rows, recipe)
 
     def encode(example: dict[str, Any]) -> dict[str, Any]:
         row = example["row"]
@@ -107,6 +109,20 @@ def encode_rows(rows: Dataset, tokenizer: PreTrainedTokenizerBase, recipe: Recip
         longest=max(lengths) + response,
     )
     return Encoded(mapped.select(kept).select_columns(list(PROMPT_FEATURES)), counts, lengths, kept)
+
+
+def _refuse_unread(rows: Dataset, recipe: Recipe) -> None:
+    """A reward model of plain texts cannot read what is said in turns."""
+    for name in as_list(recipe["reward_model_path"]):
+        if read_stamp(name).get("reads") != TEXTS:
+            continue
+        for example in rows:
+            if not isinstance(example["row"]["prompt"], str):
+                raise DataError(
+                    f"the reward model `{name}` was trained on plain texts, and this prompt is a conversation",
+                    where=example["where"],
+                    hint="lay the prompts out as `text`, or train the reward model on conversations",
+                )
 
 
 def _config_of(recipe: Recipe) -> Any:

@@ -87,12 +87,13 @@ def _read_answers(path: Path) -> Iterator[dict[str, Any]]:
 
 def _facts(folder: Path, found: Mapping[str, Any], what: Mapping[str, str]) -> list[tuple[str, str]]:
     sources = [source for source in found.get("data") or [] if isinstance(source, Mapping)]
-    prompts = f"{number(found['prompts'])}, {number(found.get('left_out') or 0)} left out" if "prompts" in found else ""
+    counts = {"prompts": "prompts", "answers": "answers of each model", "left_out": "left out"}
+    asked = ", ".join(f"{number(found[key])} {name}" for key, name in counts.items() if key in found)
     sampling = ", ".join(f"{name} {number(value)}" for name, value in (found.get("sampling") or {}).items())
     every = [
         *what.items(),
         ("data", ", ".join(Path(str(source.get("name", ""))).name for source in sources)),
-        ("prompts", prompts),
+        ("asked", asked),
         ("sampling", sampling.replace("_", " ")),
         ("made", date((folder / EVALUATION_FILE).stat().st_mtime)),
         ("git", str((found.get("environment") or {}).get("git") or "no repository")),

@@ -98,7 +98,8 @@ def test_where_alignment_did_not_happen_the_exit_code_says_so(project: Path, rlh
     assert "gate reward_difference (ci_low) of ppo by `gold` asks min 0.03" in again.err
     assert again.err.count("unchanged") == 2
     outcome = json.loads((project / "runs/eval/eval.json").read_text())
-    assert outcome["prompts"] == len((project / "data/questions.jsonl").read_text().splitlines())
+    questions = (project / "data/questions.jsonl").read_text().splitlines()
+    assert (outcome["prompts"], outcome["answers"]) == (len(set(questions)), len(questions))
     assert not outcome["warnings"]
     assert "3 of 80 questions that nothing was trained on" in again.out
     assert re.search(r"(?m)^gold \(the true score\) +sft 0\.\d\d \[", again.out)

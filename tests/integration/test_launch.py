@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 
 from rlhf_cli.errors import EnvironmentFault, RecipeError
-from rlhf_cli.launch import NAMED_CONFIGS, accelerate_environment, count_processes
+from rlhf_cli.launch import NAMED_CONFIGS, accelerate_environment, plan_launch
 
 LAUNCHER = """
 import sys
-from rlhf_cli.launch import launch
-sys.exit(launch([sys.executable, *sys.argv[2:]], int(sys.argv[1]), {}))
+from rlhf_cli.launch import Launch, launch
+sys.exit(launch([sys.executable, *sys.argv[2:]], Launch(int(sys.argv[1]))))
 """
 PRELUDE = """
 import os, signal, sys, time
@@ -198,7 +198,7 @@ def test_configurations_that_cannot_be_used_say_why(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="accelerate refuses the configuration"):
         accelerate_environment(str(wrong), 2)
     with pytest.raises(RecipeError, match="must be at least 1, got 0"):
-        count_processes(0, None)
+        plan_launch(0, None)
 
 
 @pytest.mark.skipif("deepspeed" in sys.modules, reason="DeepSpeed is here")
@@ -211,9 +211,9 @@ def test_a_missing_part_comes_with_the_line_that_installs_it() -> None:
 def test_a_configuration_may_say_how_many(tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
     path.write_text("distributed_type: MULTI_GPU\nnum_processes: 3\n")
-    assert count_processes(None, str(path)) == 3
-    assert count_processes(2, str(path)) == 2
-    assert count_processes(None, None) == 1
+    planned = [plan_launch(None, str(path)), plan_launch(2, str(path))]
+    assert [each and each.count for each in planned] == [3, 2]
+    assert plan_launch(None, None) is None
 
 
 SLURM = {"SLURM_JOB_ID": "70123", "SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "8",
@@ -279,3 +279,21 @@ def test_sharding_on_a_cpu_is_refused(
     done = rlhf("sft", str(write_recipe(use_cpu=True)))
     assert done.code == 5
     assert "FSDP needs GPUs" in done.err
+
+
+def test_a_dry_run_plans_for_the_processes_that_would_be_launched(
+    rlhf: Callable[..., Any], write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    recipe = str(write_recipe(use_cpu=True, max_steps=-1, num_train_epochs=2))
+    alone, both = (
+        json.loads(rlhf("sft", recipe, "--dry-run", "--json", "--num-processes", count).out) for count in "12"
+    )
+    assert [plan["machine"]["processes"] for plan in (alone, both)] == [1, 2]
+    assert both["batch"] == 2 * alone["batch"]
+    assert both["steps"] < alone["steps"]
+    assert both["machine"]["memory_gib"] == pytest.approx(alone["machine"]["memory_gib"] / 2)
+    crowded = rlhf("sft", recipe, "--dry-run", "--num-processes", "4000")
+    assert (crowded.code, "4000 processes are too many for the" in crowded.err) == (5, True)
+    sharded = rlhf("sft", recipe, "--dry-run", "--num-processes", "2", "--accelerate-config", "fsdp2")
+    assert (sharded.code, "FSDP needs GPUs" in sharded.err) == (5, True)
+    assert not (tmp_path / "run").exists()

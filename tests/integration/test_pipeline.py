@@ -213,6 +213,17 @@ def test_a_fault_of_a_later_stage_ends_it_before_the_first_trains(
     assert [path.name for path in (fresh / "out").iterdir()] == ["rlhf"]
 
 
+def test_a_reward_model_that_is_yet_to_be_made_must_read_what_ppo_asks(fresh: Path, run: Callable[..., Any]) -> None:
+    plain = [{"prompt": f"{number} + 1 = ", "chosen": str(number + 1), "rejected": "7"} for number in range(40, 60)]
+    write_rows(fresh / "pairs.jsonl", plain)
+    done = run()
+    assert done.code == 4, done.err
+    assert "prompts.jsonl:1: stage `ppo`: the reward model `out/reward` was trained on plain texts" in done.err
+    assert [path.name for path in (fresh / "out").iterdir()] == ["rlhf"]
+    write_rows(fresh / "prompts.jsonl", [{"text": row["prompt"]} for row in plain])
+    assert run("ppo.layout=text", "--dry-run").code == 0
+
+
 def times(folder: Path) -> dict[Path, int]:
     """When every file and folder was changed last, but for the one that commands are started in."""
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if not path.name.startswith(".")}
