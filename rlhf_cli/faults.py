@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 
 from rlhf_cli.errors import DISK_FULL, EnvironmentFault, first_line
+from rlhf_cli.going_on import command_to_go_on
 from rlhf_cli.memory import GIB
 from rlhf_cli.plan import Plan
 from rlhf_cli.run_dir import RunDir
@@ -89,7 +90,9 @@ def _memory_fault(plan: Plan, error: BaseException) -> EnvironmentFault:
 
 def _disk_fault(run: RunDir, error: BaseException) -> EnvironmentFault:
     complete = run.complete_checkpoints()
-    kept = f"{complete[0]} is complete, and --resume goes on from it" if complete else "there is no checkpoint yet"
+    kept = "there is no checkpoint yet"
+    if complete:
+        kept = f"{complete[0]} is complete, and `{command_to_go_on(run.secrets)}` goes on from it"
     half = [path for path in run.checkpoints() if path not in complete]
     remove = f"remove {half[0]}, which is cut off, or make room otherwise; " if half else "make room; "
     free = shutil.disk_usage(run.path).free / GIB

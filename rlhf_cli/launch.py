@@ -25,6 +25,7 @@ from types import FrameType
 from typing import Any
 
 from rlhf_cli.errors import EnvironmentFault, RecipeError
+from rlhf_cli.going_on import GOES_ON, command_to_go_on
 from rlhf_cli.run_dir import RANK_LOG, moved_to
 from rlhf_cli.terminal import printable, say, say_error
 
@@ -246,7 +247,12 @@ def launch(command: Sequence[str], planned: Launch) -> int:
     """
     logs = Path(tempfile.mkdtemp(prefix="rlhf-logs-"))
     started = _Processes()
-    shared = {**planned.variables, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    shared = {
+        GOES_ON: command_to_go_on(),
+        **planned.variables,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(_free_port()),
+    }
     with _forwarding(started):
         for rank in range(planned.count):
             started.running[rank] = _start(command, rank, shared, logs)

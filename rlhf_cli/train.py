@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
@@ -20,6 +18,7 @@ from rlhf_cli.data import Encodings
 from rlhf_cli.errors import EnvironmentFault, GateError, GuardStop, Interrupted, RecipeError
 from rlhf_cli.faults import explained_faults, refuse_full_disk
 from rlhf_cli.gates import gate_error
+from rlhf_cli.going_on import command_to_go_on
 from rlhf_cli.grading import grade
 from rlhf_cli.guards import FiniteGuard
 from rlhf_cli.machine import first_process_first, free_memory, is_first_process, leave_processes, quietly, settle_on_cpu
@@ -30,7 +29,6 @@ from rlhf_cli.prepare import Prepared, prepare
 from rlhf_cli.progress import Watch
 from rlhf_cli.recipe import Recipe
 from rlhf_cli.record import recorded
-from rlhf_cli.redaction import hide
 from rlhf_cli.report import tell_report
 from rlhf_cli.report_card import ReportCard
 from rlhf_cli.resume import refuse_other_run
@@ -192,7 +190,8 @@ def _resume_point(run: RunDir) -> Path | None:
 def _grade(prepared: Prepared, stop: StopOnSignal) -> ReportCard | None:
     """Make the report card of the reward model that was saved, and show it."""
     run = prepared.run
-    stop.act_at_once(f"stopped; the model is saved in {run.path}, and `--resume` makes its report card")
+    goes_on = command_to_go_on(run.secrets)
+    stop.act_at_once(f"stopped; the model is saved in {run.path}, and `{goes_on}` makes its report card")
     card = grade(prepared)
     if card is None:
         say_error(
@@ -306,10 +305,7 @@ def _write_card(prepared: Prepared, results: Mapping[str, Any]) -> None:
 def _stopped(stop: StopOnSignal, prepared: Prepared, step: int | None = None) -> Interrupted:
     """What a signal leaves: a checkpoint in the middle of training, or models that are trained."""
     run, steps = prepared.run, prepared.plan.steps
-    arguments = [
-        hide(argument, run.secrets) for argument in sys.argv[1:] if argument not in ("--resume", "--overwrite")
-    ]
     left = f"stopped; what is trained is saved in {run.path}"
     if step is not None:
         left = f"stopped after step {step} of {steps}; {run.path}/checkpoint-{step} is written"
-    return Interrupted(int(stop.signum or 0), left, hint=f"rlhf {shlex.join([*arguments, '--resume'])}")
+    return Interrupted(int(stop.signum or 0), left, hint=command_to_go_on(run.secrets))

@@ -110,7 +110,7 @@ def test_a_signal_while_the_card_is_made_leaves_the_model_and_resumes_to_the_car
     running.send(signal.SIGINT)
     stopped = running.wait()
     if stopped.code == 130:
-        assert "`--resume` makes its report card" in stopped.err
+        assert f"`rlhf train-reward {recipe} --resume` makes its report card" in stopped.err
         resumed = rlhf("train-reward", recipe, "--resume")
         assert resumed.code == 0, resumed.err
         assert "step 1/" not in resumed.err

@@ -80,7 +80,7 @@ def test_a_file_that_cannot_grow_leaves_the_last_checkpoint_usable(
     assert done.code == 5, done.err
     newest = max(run.glob("checkpoint-*/manifest.json"), key=lambda path: int(path.parent.name[11:])).parent.name
     assert f"the disk of {run.name} is full" in done.err
-    assert f"{newest} is complete, and --resume goes on from it" in done.err
+    assert f"{newest} is complete, and `rlhf sft {recipe} --resume` goes on from it" in done.err
     assert record(run)["exit_code"] == 5
     resumed = rlhf("sft", str(recipe), "--resume")
     assert resumed.code == 0, resumed.err
@@ -121,7 +121,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_usable(
     done = command.wait()
     assert done.code == 5, done.err
     assert "is full (" in done.err
-    assert "--resume goes on from it" in done.err
+    assert "--resume` goes on from it" in done.err
     ballast.unlink()
     resumed = rlhf("sft", str(recipe), "--output_dir", str(output), "--resume")
     assert resumed.code == 0, resumed.err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 from rlhf_cli.errors import EnvironmentFault, RecipeError
+from rlhf_cli.going_on import GOES_ON, command_to_go_on
 from rlhf_cli.launch import NAMED_CONFIGS, accelerate_environment, plan_launch
 
 LAUNCHER = """
@@ -214,6 +216,25 @@ def test_a_configuration_may_say_how_many(tmp_path: Path) -> None:
     planned = [plan_launch(None, str(path)), plan_launch(2, str(path))]
     assert [each and each.count for each in planned] == [3, 2]
     assert plan_launch(None, None) is None
+
+
+@pytest.mark.parametrize(
+    ("called", "goes_on"),
+    [
+        ("sft r.yaml --overwrite", "rlhf sft r.yaml --resume"),
+        ("ppo r.yaml --resume --num-processes 2", "rlhf ppo r.yaml --num-processes 2 --resume"),
+        ("sft r.yaml --hub_token hf_x --run_name 'a b'", "rlhf sft r.yaml --hub_token *** --run_name 'a b' --resume"),
+        ("run p.yaml ppo.kl_coef=0.1", "rlhf run p.yaml ppo.kl_coef=0.1"),
+        ("demo", "rlhf demo"),
+    ],
+)
+def test_what_was_stopped_says_how_it_goes_on(called: str, goes_on: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["rlhf", *shlex.split(called)])
+    assert command_to_go_on(["hf_x"]) == goes_on
+    # A launched process was called with less, and says what its launcher was called with.
+    monkeypatch.setenv(GOES_ON, command_to_go_on())
+    monkeypatch.setattr(sys, "argv", ["rlhf", "sft", "/tmp/rlhf-0/recipe.yaml"])
+    assert command_to_go_on(["hf_x"]) == goes_on
 
 
 SLURM = {"SLURM_JOB_ID": "70123", "SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "8",

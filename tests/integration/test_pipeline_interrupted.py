@@ -106,6 +106,7 @@ def test_a_full_disk_ends_the_stage_and_room_goes_on_with_it(
     done = command.wait()
     assert done.code == 5, done.err
     assert "stage `reward`: the disk of " in done.err
+    assert f"is complete, and `rlhf run p.yaml {arguments[0]} reward.save_steps=1` goes on from it" in done.err
     assert "not begun: ppo" in done.err
     ballast.unlink()
     assert ran(run(*arguments, "--json"))[0] == "reward"
