@@ -18,7 +18,8 @@ from rlhf_cli.changes import MAY_CHANGE_ON_RESUME
 from rlhf_cli.model_source import ADAPTER_CONFIG
 from rlhf_cli.recipe import Recipe, texts_in
 from rlhf_cli.redaction import find_secrets, hide_in, hide_named
-from rlhf_cli.run_dir import RunDir, file_hash
+from rlhf_cli.run_dir import RunDir
+from rlhf_cli.writing import file_hash
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes")
 """Whose versions may change what comes out."""

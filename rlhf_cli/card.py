@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_cli.plan import REWARD_MODEL, Plan
-from rlhf_cli.run_dir import RunDir, write_text
+from rlhf_cli.run_dir import RunDir
+from rlhf_cli.writing import write_text
 
 _RESULTS = (
     "eval_loss", "eval_mean_token_accuracy", "eval_accuracy", "eval_margin", "eval_rewards/accuracies",

@@ -22,15 +22,17 @@ from rlhf_cli.demo_command import demo
 from rlhf_cli.errors import Problem, RecipeError, UserError
 from rlhf_cli.eval_recipe import EVALUATION
 from rlhf_cli.gates import gate_error
-from rlhf_cli.launch import adopt_slurm, end_with_launcher, launch, plan_launch, take_one_gpu
+from rlhf_cli.launch import end_with_launcher, launch
 from rlhf_cli.methods import METHODS
 from rlhf_cli.methods.base import Method
+from rlhf_cli.processes import adopt_slurm, plan_launch, take_one_gpu
 from rlhf_cli.recipe import apply_environment, read_recipe
 from rlhf_cli.run_command import run
-from rlhf_cli.run_dir import RunDir, finite, output_dir_of, refuse_unusable
+from rlhf_cli.run_dir import RunDir, output_dir_of, refuse_unusable
 from rlhf_cli.runs_app import runs_app
 from rlhf_cli.schema import load_schema, method_names
 from rlhf_cli.terminal import printable, say, say_error
+from rlhf_cli.writing import finite
 
 app = typer.Typer(
     name="rlhf",

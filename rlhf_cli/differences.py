@@ -10,9 +10,10 @@ from typing import Any
 
 from rlhf_cli.lineage import part_of, read_record, settings_of
 from rlhf_cli.run_details import results_of
-from rlhf_cli.run_dir import RunDir, finite
+from rlhf_cli.run_dir import RunDir
 from rlhf_cli.runs import mappings_in, read_evaluation, shown_path
 from rlhf_cli.terminal import printable
+from rlhf_cli.writing import finite
 
 UNSET = "unset"
 _OWN_KEYS = ("output_dir",)

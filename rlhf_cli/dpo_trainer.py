@@ -16,7 +16,8 @@ from rlhf_cli.data import Encodings, hash_tokens
 from rlhf_cli.guards import ChosenGuard
 from rlhf_cli.machine import is_first_process, wait_for_all
 from rlhf_cli.models import Loaded
-from rlhf_cli.run_dir import RunDir, text_hash
+from rlhf_cli.run_dir import RunDir
+from rlhf_cli.writing import text_hash
 
 _REFERENCE = ["ref_chosen_logps", "ref_rejected_logps"]
 _TRAINED = "default"

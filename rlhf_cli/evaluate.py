@@ -27,16 +27,9 @@ from rlhf_cli.recipe import Recipe
 from rlhf_cli.redaction import find_secrets, hide_in, hide_named
 from rlhf_cli.report import tell_report
 from rlhf_cli.run_details import BEST
-from rlhf_cli.run_dir import (
-    ANSWERS_FILE,
-    EVALUATION_FILE,
-    REPORT_FILE,
-    RunDir,
-    finite,
-    write_json,
-    write_text,
-)
+from rlhf_cli.run_dir import ANSWERS_FILE, EVALUATION_FILE, REPORT_FILE, RunDir
 from rlhf_cli.terminal import say, say_error
+from rlhf_cli.writing import finite, write_json, write_text
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ from typing import Any
 from rlhf_cli.basis import Basis, FileHashes
 from rlhf_cli.errors import EnvironmentFault, RecipeError
 from rlhf_cli.pipeline_file import Stage
-from rlhf_cli.run_dir import EVALUATION_FILE, RunDir, move_aside, write_json
+from rlhf_cli.run_dir import EVALUATION_FILE, RunDir, move_aside
 from rlhf_cli.terminal import say
+from rlhf_cli.writing import write_json
 
 STARTING, RUNNING, DONE = "starting", "running", "done"
 _SHOWN = 4

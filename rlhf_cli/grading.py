@@ -28,9 +28,9 @@ from rlhf_cli.redaction import hide_in, is_secret
 from rlhf_cli.report_card import ReportCard, Scored, make_report_card
 from rlhf_cli.reward_model import RewardModel, identify, load_reward_model, measure_scale, what_is_read
 from rlhf_cli.rows import PREFERENCE, BadRow, Row, kept_beside, prompt_text
-from rlhf_cli.run_dir import write_json, write_text
 from rlhf_cli.scores import Floats
 from rlhf_cli.terminal import say
+from rlhf_cli.writing import write_json, write_text
 
 PROBED = 100
 """Pairs that junk and edits are tried on."""

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from rlhf_cli.model_source import ADAPTER_CONFIG
 from rlhf_cli.rows import BadRow, Row, prompt_hash, prompt_of
-from rlhf_cli.run_dir import RunDir, write_bytes
+from rlhf_cli.run_dir import RunDir
+from rlhf_cli.writing import write_bytes
 
 MODEL, BASE, REWARD = "model", "base", "reward"
 _NAMING = {"model_name_or_path": MODEL, "reward_model_path": REWARD}

@@ -26,9 +26,9 @@ from rlhf_cli.errors import (
 from rlhf_cli.eval_recipe import EVALUATION
 from rlhf_cli.freshness import Judgement, Need, State
 from rlhf_cli.gates import failed_gates, gate_error
-from rlhf_cli.launch import Launch, is_launched, take_one_gpu
 from rlhf_cli.methods import method_of
 from rlhf_cli.pipeline_file import Pipeline, Stage, of_stage
+from rlhf_cli.processes import Launch, is_launched, take_one_gpu
 from rlhf_cli.recipe import apply_environment
 from rlhf_cli.run_dir import RunDir, lock
 from rlhf_cli.runs import duration

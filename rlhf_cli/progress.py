@@ -15,8 +15,9 @@ from rich.table import Table
 from rich.text import Text
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from rlhf_cli.run_dir import RunDir, finite
+from rlhf_cli.run_dir import RunDir
 from rlhf_cli.terminal import is_terminal, mark, printable, show, sparkline, talks_apart
+from rlhf_cli.writing import finite
 
 PLAIN_EVERY_S = 10.0
 WIDE = 90

@@ -16,8 +16,8 @@ from rlhf_cli.lineage import write_trained_prompts
 from rlhf_cli.machine import describe_environment, is_first_process
 from rlhf_cli.prepare import Prepared
 from rlhf_cli.resume import fingerprints
-from rlhf_cli.run_dir import text_hash
 from rlhf_cli.terminal import say
+from rlhf_cli.writing import text_hash
 
 
 @contextmanager

@@ -29,7 +29,8 @@ from rlhf_cli.models import explain_broken, fingerprint_weights, load_weights
 from rlhf_cli.plan import POLICY, REWARD_MODEL, Machine
 from rlhf_cli.render import ensure_chat_template, render_answer
 from rlhf_cli.rows import BadRow
-from rlhf_cli.run_dir import RunDir, text_hash
+from rlhf_cli.run_dir import RunDir
+from rlhf_cli.writing import text_hash
 
 Scores = NDArray[np.float32]
 CONVERSATIONS, TEXTS = "conversations", "texts"

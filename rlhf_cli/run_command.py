@@ -10,9 +10,9 @@ import typer
 from rlhf_cli.arguments import split_stage_arguments
 from rlhf_cli.errors import RecipeError, UserError
 from rlhf_cli.freshness import Need
-from rlhf_cli.launch import plan_launch
 from rlhf_cli.pipeline import Seen, Wishes, check_commands, plan_pipeline, run_pipeline
 from rlhf_cli.pipeline_file import Pipeline, read_pipeline
+from rlhf_cli.processes import plan_launch
 from rlhf_cli.run_dir import RunDir
 from rlhf_cli.terminal import put, say_error, width
 

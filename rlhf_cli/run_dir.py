@@ -6,9 +6,7 @@ A checkpoint counts when its manifest does: the names, sizes and hashes of its f
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
-import math
 import os
 import socket
 import sys
@@ -20,6 +18,7 @@ from typing import IO, Any
 from rlhf_cli.errors import EnvironmentFault, RecipeError
 from rlhf_cli.recipe import Recipe
 from rlhf_cli.redaction import hide, hide_in, hide_yaml
+from rlhf_cli.writing import file_hash, write_json, write_text
 
 MANIFEST = "manifest.json"
 EVALUATION_FILE, ANSWERS_FILE, REPORT_FILE = "eval.json", "answers.jsonl", "report.html"
@@ -346,49 +345,9 @@ def _verify(checkpoint: Path, manifest: Mapping[str, Any]) -> None:
         )
 
 
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def step_of(checkpoint: Path) -> int:
     """The step after which a checkpoint was written."""
     return int(checkpoint.name.removeprefix("checkpoint-"))
-
-
-def text_hash(text: str) -> str:
-    """SHA-256 of a text, in hex."""
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON by rename, so that a reader never sees half of it."""
-    write_text(path, json.dumps(finite(value), indent=2, ensure_ascii=False, default=str) + "\n")
-
-
-def finite(value: Any) -> Any:
-    """A value as JSON can hold it: NaN and infinity, for which it has no word, become null."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: finite(item) for key, item in value.items()}
-    return [finite(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file by rename, and have it on the disk before the name points to it."""
-    write_bytes(path, text.encode())
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """The same of bytes."""
-    draft = path.with_name(f".{path.name}.new")
-    with draft.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
 
 
 def _free_name(path: Path) -> Path:

@@ -12,9 +12,10 @@ from rlhf_cli.checkpoints import StopOnSignal
 from rlhf_cli.errors import GateError, Interrupted, StageFailed
 from rlhf_cli.evaluate import evaluate
 from rlhf_cli.gates import gate_error
-from rlhf_cli.launch import Launch, launch
+from rlhf_cli.launch import launch
 from rlhf_cli.machine import free_memory, hand_back_memory
 from rlhf_cli.methods import method_of
+from rlhf_cli.processes import Launch
 from rlhf_cli.recipe import Recipe
 from rlhf_cli.train import train
 

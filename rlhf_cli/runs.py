@@ -14,8 +14,9 @@ from typing import Any
 
 from rlhf_cli.errors import GateError, RecipeError
 from rlhf_cli.lineage import part_of, read_record, run_of
-from rlhf_cli.run_dir import EVALUATION_FILE, RunDir, finite
+from rlhf_cli.run_dir import EVALUATION_FILE, RunDir
 from rlhf_cli.terminal import printable
+from rlhf_cli.writing import finite
 
 _NUMBERS = (
     ("eval_gain", "gain"), ("eval_reward", "reward"), ("eval_rewards/accuracies", "accuracy"),

@@ -20,7 +20,7 @@ from rlhf_cli.files import BadLine, Raw, find_files, is_data_file, read_rows
 from rlhf_cli.layouts import Layout, find_layout, read_row
 from rlhf_cli.recipe import Recipe
 from rlhf_cli.rows import BadRow, Row, answer_text, prompt_text
-from rlhf_cli.run_dir import file_hash
+from rlhf_cli.writing import file_hash
 
 SHOWN_PROBLEMS = 10
 SAMPLE = 50

@@ -23,7 +23,8 @@ from rlhf_cli.recipe import Recipe, as_list, texts_in
 from rlhf_cli.references import place_of
 from rlhf_cli.reward_model import what_is_read
 from rlhf_cli.rows import PREFERENCE, PROMPT
-from rlhf_cli.run_dir import RunDir, write_json
+from rlhf_cli.run_dir import RunDir
+from rlhf_cli.writing import write_json
 
 
 def plan_stages(stages: Sequence[Stage], environment: Mapping[str, str] | None) -> dict[str, Plan]:

@@ -20,7 +20,8 @@ def write_report(folder: Path) -> Path | None:
     Raises:
         EnvironmentFault: when no pictures can be drawn here.
     """
-    from rlhf_cli.run_dir import EVALUATION_FILE, REPORT_FILE, RunDir, write_text
+    from rlhf_cli.run_dir import EVALUATION_FILE, REPORT_FILE, RunDir
+    from rlhf_cli.writing import write_text
 
     is_evaluation = (folder / EVALUATION_FILE).exists()
     if not is_evaluation and not RunDir(folder).run_file.exists():

@@ -20,7 +20,6 @@ from transformers import AutoConfig
 
 from rlhf_cli.data import encode_rows
 from rlhf_cli.demo.tiny import build_tiny_model
-from rlhf_cli.launch import take_one_gpu
 from rlhf_cli.machine import quietly
 from rlhf_cli.measure import Batch, measure_model
 from rlhf_cli.methods import METHODS
@@ -28,9 +27,10 @@ from rlhf_cli.methods.base import trained
 from rlhf_cli.models import load_model
 from rlhf_cli.plan import POLICY
 from rlhf_cli.prepare import prepare
+from rlhf_cli.processes import take_one_gpu
 from rlhf_cli.recipe import read_recipe
 from rlhf_cli.render import Tokens
-from rlhf_cli.run_dir import write_text
+from rlhf_cli.writing import write_text
 
 BATCH = Batch(rows=1, tokens=8, packed=False, compute=torch.float32, device="cpu")
 

@@ -17,11 +17,12 @@ import pytest
 
 from rlhf_cli.errors import EnvironmentFault, RecipeError
 from rlhf_cli.going_on import GOES_ON, command_to_go_on
-from rlhf_cli.launch import NAMED_CONFIGS, accelerate_environment, plan_launch
+from rlhf_cli.processes import NAMED_CONFIGS, accelerate_environment, plan_launch
 
 LAUNCHER = """
 import sys
-from rlhf_cli.launch import Launch, launch
+from rlhf_cli.launch import launch
+from rlhf_cli.processes import Launch
 sys.exit(launch([sys.executable, *sys.argv[2:]], Launch(int(sys.argv[1]))))
 """
 PRELUDE = """
@@ -254,7 +255,7 @@ SLURM = {"SLURM_JOB_ID": "70123", "SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SL
 )  # fmt: skip
 def test_the_tasks_of_srun_are_processes(given: dict[str, str], expected: list[str | None]) -> None:
     names = ["RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"]
-    script = "import os, json; from rlhf_cli.launch import adopt_slurm; adopt_slurm(); "
+    script = "import os, json; from rlhf_cli.processes import adopt_slurm; adopt_slurm(); "
     script += f"print(json.dumps([os.environ.get(name) for name in {names}]))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=given)
     assert json.loads(done.stdout) == expected
