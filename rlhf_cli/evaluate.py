@@ -13,6 +13,7 @@ from typing import Any
 from rlhf_cli.compare import compare_policies
 from rlhf_cli.errors import RecipeError
 from rlhf_cli.eval_recipe import models_of
+from rlhf_cli.faults import explained_exhaustion
 from rlhf_cli.gates import GateOutcome, check_gate
 from rlhf_cli.grading import judge_reward_model
 from rlhf_cli.machine import (
@@ -48,6 +49,7 @@ class Evaluation:
         return [gate.text for gate in self.gates if not gate.met]
 
 
+@explained_exhaustion("`per_device_eval_batch_size: 1` answers one prompt at a time")
 def evaluate(recipe: Recipe) -> Evaluation:
     """Judge the models of a recipe, and write down what came out where `output_dir` says so.
 

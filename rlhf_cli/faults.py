@@ -26,6 +26,7 @@ _DISK_WORDS = (
     "iostream error",
 )
 """torch raises a plain RuntimeError for both, safetensors an error of its own with the system's number."""
+_RAISED = (RuntimeError, OSError, MemoryError, SafetensorError)
 
 
 @contextmanager
@@ -37,11 +38,28 @@ def explained_faults(run: RunDir, plan: Plan) -> Iterator[None]:
     """
     try:
         yield
-    except (RuntimeError, OSError, MemoryError, SafetensorError) as error:
+    except _RAISED as error:
         if is_out_of_memory(error):
             raise _memory_fault(plan, error) from error
         if is_disk_full(error):
             raise _disk_fault(run, error) from error
+        raise
+
+
+@contextmanager
+def explained_exhaustion(smaller: str) -> Iterator[None]:
+    """The same of what has no plan, and leaves nothing to go on from.
+
+    Args:
+        smaller: What would take less memory.
+    """
+    try:
+        yield
+    except _RAISED as error:
+        if is_out_of_memory(error):
+            raise EnvironmentFault(f"out of memory: {first_line(error)}", hint=smaller) from error
+        if is_disk_full(error):
+            raise EnvironmentFault(f"the disk is full: {error}", hint="make room, and run it again") from error
         raise
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from rlhf_cli.answers import Asking, Respondent
 from rlhf_cli.errors import DataError, RecipeError
+from rlhf_cli.faults import explained_exhaustion
 from rlhf_cli.files import is_data_file, read_rows
 from rlhf_cli.lineage import read_record, run_of, settings_of
 from rlhf_cli.machine import detect_machine
@@ -69,6 +70,7 @@ def answer_prompts(name: str, prompts: Sequence[Prompt], asking: Asking, *, base
         yield {"prompt": shown, **{column: answers[index] for column, answers in columns.items()}}
 
 
+@explained_exhaustion("`--batch-size 1` answers one prompt at a time")
 def _answer(respondent: Respondent, prompts: Sequence[Prompt], asking: Asking) -> list[str]:
     ids = [render_prompt(respondent.tokenizer, prompt) for prompt in prompts]
     episodes = respondent.answer(ids, range(len(ids)), asking, scored=False)

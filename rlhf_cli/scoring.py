@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from rlhf_cli.errors import DataError, EnvironmentFault
+from rlhf_cli.faults import explained_exhaustion
 from rlhf_cli.files import BadLine, Raw, read_lines, read_rows
 from rlhf_cli.layouts import PROMPT_RESPONSE, Layout, find_layout, read_row
 from rlhf_cli.machine import detect_machine, quietly
@@ -25,6 +26,7 @@ WINDOW = 256
 """Rows that are read, sorted by length, and scored at a time."""
 
 
+@explained_exhaustion("`rlhf doctor` shows what is free here")
 def score_rows(name: str, file: str, out: Path | None, *, skip_bad_rows: bool, trust_remote_code: bool = False) -> None:
     """Load a reward model, and write every row of a file with its score, as JSON lines.
 

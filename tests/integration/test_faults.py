@@ -152,6 +152,47 @@ def test_memory_that_runs_out_is_named_with_what_would_help(
     assert record(tmp_path / "run")["status"] == "failed"
 
 
+LONG = "What does a bee do? " * 1500
+
+
+def test_memory_that_runs_out_where_nothing_trains_is_named_too(
+    start: Callable[..., Any], tiny_base: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_base, tmp_path / "patient")
+    config = json.loads((tmp_path / "patient/config.json").read_text())
+    (tmp_path / "patient/config.json").write_text(json.dumps({**config, "max_position_embeddings": 2**16}))
+    (tmp_path / "prompts.jsonl").write_text((json.dumps({"prompt": LONG}) + "\n") * 32)
+    evaluation = {"models": {"patient": "patient"}, "dataset_name": "prompts.jsonl", "per_device_eval_batch_size": 32}
+    (tmp_path / "eval.yaml").write_text(json.dumps({"method": "eval", "response_length": 4, **evaluation}))
+    asked = ("generate", "patient", "--prompts", "prompts.jsonl", "--batch-size", "32")
+    for command, hint in (
+        (("eval", "eval.yaml"), "`per_device_eval_batch_size: 1` answers"),
+        (asked, "`--batch-size 1` answers"),
+    ):
+        done = start(*command, memory=400 * 2**20).wait()
+        assert done.code == 5, done.err
+        assert "error: out of memory" in done.err
+        assert f"hint: {hint}" in done.err
+
+
+def test_a_full_disk_ends_an_evaluation_with_a_reason(
+    rlhf: Callable[..., Any], tiny_base: Path, small_disk: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "prompts.jsonl").write_text(json.dumps({"prompt": "What does a bee do?"}) + "\n")
+    evaluation = {"models": {"tiny": str(tiny_base)}, "dataset_name": "prompts.jsonl", "response_length": 4}
+    (tmp_path / "eval.yaml").write_text(json.dumps({"method": "eval", "output_dir": f"{small_disk}/it", **evaluation}))
+    (small_disk / "it").mkdir()
+    ballast = small_disk / "ballast"
+    with contextlib.suppress(OSError), ballast.open("wb") as file:
+        while True:
+            file.write(bytes(2**12))
+    done = rlhf("eval", "eval.yaml")
+    assert done.code == 5, done.err
+    assert "error: the disk is full: " in done.err
+    ballast.unlink()
+    assert rlhf("eval", "eval.yaml").code == 0
+
+
 @pytest.mark.parametrize(
     "words",
     [
