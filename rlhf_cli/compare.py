@@ -202,7 +202,8 @@ def _stand(ground: Ground, performances: Mapping[str, Performance], people: Pair
     contests = hold_contests(models, ground.baseline, prompts, seed=seed)
     if people is not None:
         contests = [*_read_verdicts(ground, people), *contests]
-    order = [judge.name for judge in ground.judges]
+    # What no model was trained against is asked first, so that all are told of by one judge.
+    order = [judge.name for judge in sorted(ground.judges, key=lambda judge: bool(judge.trained))]
     trained = {judge.name: judge.trained for judge in ground.judges}
     held_out = adjust([contest for contest in contests if is_held_out(contest, trained)])
     # What pleases the reward that was trained on is no claim of its own: it only makes one of a judge's displeasure.

@@ -94,7 +94,12 @@ def policy_numbers(comparison: Comparison) -> list[Number]:
         each = known.get(key)
         if each and is_number(each.get("value")) and len(numbers) < 5:
             numbers.append(
-                Number(label, write(each["value"]), ends(each, write), f"{model}, {each.get('n'):,} answers")
+                Number(
+                    label,
+                    write(each["value"]),
+                    ends(each, write),
+                    f"{model}, {each.get('groups') or each.get('n'):,} prompts",
+                )
             )
     return numbers
 
@@ -239,7 +244,7 @@ def _distributions(comparison: Comparison) -> Section:
 def _before_after(comparison: Comparison, name: str, pairs: Floats, model: str) -> Picture:
     keys = [Key(comparison.baseline, "soft", (4, 3)), Key(model, "blue")]
     means = f"Means {number(float(pairs[:, 0].mean()))} and {number(float(pairs[:, 1].mean()))}, ticked below; "
-    return Picture(name, before_after_spec(pairs[:, 0], pairs[:, 1]), keys, f"{means}{len(pairs):,} prompts.")
+    return Picture(name, before_after_spec(pairs[:, 0], pairs[:, 1]), keys, f"{means}{len(pairs):,} answers.")
 
 
 def _differences(comparison: Comparison, name: str, pairs: Floats) -> Picture:
@@ -249,7 +254,7 @@ def _differences(comparison: Comparison, name: str, pairs: Floats) -> Picture:
         if name == f"{contest['model']}, by {contest['judge']}":
             estimate = contest.get("difference") or {}
     mean, better = signed(float(gains.mean())), percent(float((gains > 0).mean()))
-    note = f"Mean {mean} {ends(estimate, signed)}, the solid line; better on {better} of {len(gains):,} prompts."
+    note = f"Mean {mean} {ends(estimate, signed)}, the solid line; better on {better} of {len(gains):,} answers."
     return Picture(
         name, differences_spec(gains), [Key("better", "blue", (), "bar"), Key("worse", "orange", (), "bar")], note
     )

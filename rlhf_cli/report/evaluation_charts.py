@@ -22,7 +22,7 @@ def win_spec(contests: Sequence[Mapping[str, Any]]) -> Spec:
     """Wins, ties and losses as one bar each, and the win rate with its interval over them.
 
     Args:
-        contests: Of each `label`, `wins`, `ties`, `losses`, and the estimate `win_rate`.
+        contests: Of each `label`, `wins`, `ties`, `losses`, `prompts`, and the estimate `win_rate`.
     """
     bars, points, words = [], [], []
     for place, contest in enumerate(contests):
@@ -34,7 +34,7 @@ def win_spec(contests: Sequence[Mapping[str, Any]]) -> Spec:
             start += share
         rate = contest["win_rate"]
         points.append({"x": rate["value"], "low": rate.get("ci_low"), "high": rate.get("ci_high"), "y": place + 0.65})
-        words.append({"text": contest["label"], "n": f"{total:,} prompts", "y": place + 0.25})
+        words.append({"text": contest["label"], "n": f"{contest['prompts']:,} prompts", "y": place + 0.25})
     colours = {"wins": COLOURS["blue"], "ties": COLOURS["soft"], "losses": COLOURS["line"]}
     upright = alt.Y("y:Q", axis=None, scale=alt.Scale(domain=[len(contests), 0], nice=False))
     across = alt.X(

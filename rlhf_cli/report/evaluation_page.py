@@ -88,7 +88,7 @@ def _read_answers(path: Path) -> Iterator[dict[str, Any]]:
 def _facts(folder: Path, found: Mapping[str, Any], what: Mapping[str, str]) -> list[tuple[str, str]]:
     sources = [source for source in found.get("data") or [] if isinstance(source, Mapping)]
     counts = {"prompts": "prompts", "answers": "answers of each model", "left_out": "left out"}
-    asked = ", ".join(f"{number(found[key])} {name}" for key, name in counts.items() if key in found)
+    asked = ", ".join(f"{number(found[key])} {name}" for key, name in counts.items() if found.get(key))
     sampling = ", ".join(f"{name} {number(value)}" for name, value in (found.get("sampling") or {}).items())
     every = [
         *what.items(),

@@ -84,9 +84,9 @@ def _some(rows: Sequence[T], count: int) -> list[T]:
 def selection_note(total: int, shown: int) -> str:
     """Say which of the answers are shown."""
     if shown == total:
-        return f"All {total:,} prompts, the largest gain first."
+        return f"All {total:,} answers, the largest gain first."
     return (
-        f"{shown} of {total:,} prompts: the largest gains, the largest losses, and some at random between them; "
+        f"{shown} of {total:,} answers: the largest gains, the largest losses, and some at random between them; "
         "the largest gain first."
     )
 

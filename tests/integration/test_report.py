@@ -211,7 +211,7 @@ def test_an_evaluation_of_policies_has_a_page_on_which_nothing_runs(tmp_path: Pa
     assert not re.search("[\x00-\x08\x0b-\x1f\u202e\ud800]", page.html)
     for words in (
         "a warning <script>", "Win rate against sft", "hollow",
-        "checkpoint-20", "✗ not met", "How answers begin", "Spearman", "better on", "40 of 60 prompts",
+        "checkpoint-20", "✗ not met", "How answers begin", "Spearman", "better on", "40 of 60 answers",
     ):  # fmt: skip
         assert words in page.words, words
     assert page.words.index("a warning <script>") < page.words.index("Who wins"), "what spoils all numbers comes first"
