@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import resource
 import shutil
@@ -88,25 +87,12 @@ def test_a_file_that_cannot_grow_leaves_the_last_checkpoint_usable(
     assert losses(run) == losses(tmp_path / "whole")
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Path:
-    """A file system of its own with room for a checkpoint or two."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder)], capture_output=True, text=True, check=False
-    )
-    if mounted.returncode != 0:
-        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
 def test_a_full_disk_leaves_the_last_checkpoint_usable(
     start: Callable[..., Any],
     rlhf: Callable[..., Any],
     write_recipe: Callable[..., Path],
     small_disk: Path,
+    fill: Callable[[Path], Path],
     tmp_path: Path,
 ) -> None:
     recipe = write_recipe(max_steps=40, save_steps=1, save_total_limit=1)
@@ -114,10 +100,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_usable(
     output = small_disk / "run"
     command = start("sft", str(recipe), "--output_dir", str(output))
     command.wait_for((output / "checkpoint-2/manifest.json").exists)
-    ballast = small_disk / "ballast"
-    with contextlib.suppress(OSError), ballast.open("wb") as file:
-        while True:
-            file.write(bytes(2**16))
+    ballast = fill(small_disk)
     done = command.wait()
     assert done.code == 5, done.err
     assert "is full (" in done.err
@@ -176,16 +159,13 @@ def test_memory_that_runs_out_where_nothing_trains_is_named_too(
 
 
 def test_a_full_disk_ends_an_evaluation_with_a_reason(
-    rlhf: Callable[..., Any], tiny_base: Path, small_disk: Path, tmp_path: Path
+    rlhf: Callable[..., Any], tiny_base: Path, small_disk: Path, fill: Callable[[Path], Path], tmp_path: Path
 ) -> None:
     (tmp_path / "prompts.jsonl").write_text(json.dumps({"prompt": "What does a bee do?"}) + "\n")
     evaluation = {"models": {"tiny": str(tiny_base)}, "dataset_name": "prompts.jsonl", "response_length": 4}
     (tmp_path / "eval.yaml").write_text(json.dumps({"method": "eval", "output_dir": f"{small_disk}/it", **evaluation}))
     (small_disk / "it").mkdir()
-    ballast = small_disk / "ballast"
-    with contextlib.suppress(OSError), ballast.open("wb") as file:
-        while True:
-            file.write(bytes(2**12))
+    ballast = fill(small_disk)
     done = rlhf("eval", "eval.yaml")
     assert done.code == 5, done.err
     assert "error: the disk is full: " in done.err

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 import resource
@@ -18,11 +17,8 @@ from typing import Any
 import pytest
 
 from tests.conftest import Outcome
-from tests.integration.test_faults import small_disk
 from tests.integration.test_resume import losses, metrics, weights
 from tests.pipeline_project import PIPELINE, STAGES, TRAINED, all_weights, ran, write_rows
-
-assert small_disk
 
 
 def is_under_way(project: Path, stage: str) -> bool:
@@ -92,17 +88,14 @@ def test_killed_twice_at_any_moment_it_ends_in_the_same_bits(
 
 
 def test_a_full_disk_ends_the_stage_and_room_goes_on_with_it(
-    project: Path, start: Callable[..., Any], run: Callable[..., Any], small_disk: Path
+    project: Path, start: Callable[..., Any], run: Callable[..., Any], small_disk: Path, fill: Callable[[Path], Path]
 ) -> None:
     (project / "p.yaml").write_text(PIPELINE[: PIPELINE.index("  dpo:")])
     arguments = (f"reward.output_dir={small_disk}/reward", "reward.save_steps=1")
     before = weights(project / "out/reward")
     command = start("run", "p.yaml", *arguments)
     command.wait_for((small_disk / "reward/checkpoint-2/manifest.json").exists)
-    ballast = small_disk / "ballast"
-    with contextlib.suppress(OSError), ballast.open("wb") as file:
-        while True:
-            file.write(bytes(2**16))
+    ballast = fill(small_disk)
     done = command.wait()
     assert done.code == 5, done.err
     assert "stage `reward`: the disk of " in done.err
