@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -15,8 +14,10 @@ from typing import Any
 
 from rlhf_cli import __version__
 from rlhf_cli.changes import MAY_CHANGE_ON_RESUME
+from rlhf_cli.files import is_data_file
+from rlhf_cli.inputs import find_inputs
 from rlhf_cli.model_source import ADAPTER_CONFIG
-from rlhf_cli.recipe import Recipe, texts_in
+from rlhf_cli.recipe import Recipe
 from rlhf_cli.redaction import find_secrets, hide_in, hide_named
 from rlhf_cli.run_dir import RunDir
 from rlhf_cli.writing import file_hash
@@ -92,11 +93,18 @@ def _that_matter(folder: Path) -> Iterator[Path]:
         here = Path(directory)
         below[:] = [name for name in below if not name.startswith((".", "checkpoint-")) and here / name != run.own]
         found = (here / name for name in names if name not in _OF_A_RUN and not name.startswith("."))
-        yield from (path for path in found if path.is_file() and (not holds_model or path.suffix in _OF_A_MODEL))
+        yield from (path for path in found if path.is_file() and (not holds_model or _is_read(path)))
     yield from (path for path in (run.stored_answers, run.trained_prompts_file) if path.is_file())
 
 
-def find_basis(recipe: Recipe, hashes: FileHashes, *, more: Mapping[str, Any], leave_out: frozenset[str]) -> Basis:
+def _is_read(path: Path) -> bool:
+    """Whether a file that lies beside a model is a part of it, or rows."""
+    return path.suffix in _OF_A_MODEL or is_data_file(path)
+
+
+def find_basis(
+    recipe: Recipe, hashes: FileHashes, *, more: Mapping[str, Any], leave_out: frozenset[str], saves: bool = False
+) -> Basis:
     """What a recipe's outcome is made from, as it is now.
 
     What stands on the Hub is known by its name and revision only.
@@ -106,45 +114,17 @@ def find_basis(recipe: Recipe, hashes: FileHashes, *, more: Mapping[str, Any], l
         hashes: Of files that were read before.
         more: What changes the outcome beside the recipe.
         leave_out: Keys that do not change it.
+        saves: Whether its checkpoints are a part of the outcome, since something reads them.
     """
     unread = (MAY_CHANGE_ON_RESUME - _LENGTHS) | leave_out
     if recipe.get("load_best_model_at_end"):
         unread -= _SAVING
+    if saves:
+        unread -= _SAVING | {"save_total_limit"}
     settings = {key: value for key, value in recipe.values.items() if key not in unread}
-    paths = {name: path for value in settings.values() for text in texts_in(value) for name, path in _inputs(text)}
-    files = {name: hashes.of(path) for name, path in sorted(paths.items())}
+    files = {name: hashes.of(path) for name, path in sorted(find_inputs(settings).items())}
     public = hide_in(hide_named(settings), find_secrets(recipe.values))
     return Basis({**public, **more, "method": recipe.method}, files, code_versions())
-
-
-def _inputs(text: str) -> Iterator[tuple[str, Path]]:
-    """The file or folder that a text names, and the base of an adapter in it; of a function, the file it stands in."""
-    place, colon, name = text.rpartition(":")
-    if colon and name.isidentifier():
-        text = place if place.endswith(".py") else _module_file(place) or ""
-    path = Path(os.path.expanduser(text))
-    if not text or not os.path.exists(path):  # unlike Path.exists, False for what cannot be a path
-        return
-    yield text, path
-    if (path / ADAPTER_CONFIG).is_file():
-        base = json.loads((path / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
-        yield from _inputs(str(base or ""))
-
-
-def _module_file(name: str) -> str | None:
-    """The file of a module, found without importing the package that it is in."""
-    top, *below = name.split(".")
-    if not all(part.isidentifier() for part in (top, *below)):
-        return None
-    spec = importlib.util.find_spec(top)
-    if spec is None or not below:
-        return spec.origin if spec else None
-    for folder in spec.submodule_search_locations or []:
-        path = Path(folder, *below)
-        found = next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
-        if found is not None:
-            return str(found)
-    return None
 
 
 @cache

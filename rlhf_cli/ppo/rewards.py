@@ -11,7 +11,6 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
@@ -20,9 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlhf_cli.errors import DataError, RecipeError
+from rlhf_cli.inputs import source_files
 from rlhf_cli.ppo.config import PPOConfig
 from rlhf_cli.reward_model import RewardModel, Scores, score_stored_answers
 from rlhf_cli.rows import BadRow, kind_of
+from rlhf_cli.writing import file_hash
 
 _TAKEN = {"prompt", "prompts", "completion", "completions", "completion_ids", "trainer_state"}
 RewardFunction = Callable[..., Sequence[float | None]]
@@ -253,8 +254,27 @@ def load_function(reference: str) -> FunctionReward:
     return FunctionReward(function, name)
 
 
-@cache
+_loaded: dict[str, tuple[dict[str, str], ModuleType]] = {}
+"""Modules by their place, each with the hashes of the files that it came from."""
+
+
 def _load_module(place: str) -> ModuleType:
+    """A module as its source is now: it may have been edited since it was imported, hours ago."""
+    source = {str(file): file_hash(file) for file in source_files(place)}
+    before = _loaded.get(place)
+    if before is not None and before[0] == source:
+        return before[1]
+    if before is not None:
+        for name, module in list(sys.modules.items()):
+            if getattr(module, "__file__", None) in before[0]:
+                del sys.modules[name]
+        importlib.invalidate_caches()
+    module = _import(place)
+    _loaded[place] = (source, module)
+    return module
+
+
+def _import(place: str) -> ModuleType:
     try:
         if not place.endswith(".py"):
             return importlib.import_module(place)

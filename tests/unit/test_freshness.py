@@ -32,7 +32,8 @@ def _project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("rows.jsonl").write_text("{}\n")
     Path("rewards.py").write_text("def f(**_): return []\n")
     Path("package/__init__.py").write_text("raise RuntimeError('imported')\n")
-    Path("package/judges.py").write_text("def f(**_): return []\n")
+    Path("package/judges.py").write_text("from . import helper\nimport numpy\ndef f(**_): return []\n")
+    Path("package/helper.py").write_text("def help(): return []\n")
     monkeypatch.syspath_prepend(tmp_path)
 
 
@@ -96,12 +97,26 @@ def test_of_a_run_what_readers_of_its_model_see_is_hashed() -> None:
         ("rows.jsonl", "sft", {"dataset_name": None, "datasets": [{"path": "rows.jsonl"}]}),
         ("rewards.py", "ppo", {"reward_funcs": ["rewards.py:f"]}),
         ("package/judges.py", "ppo", {"reward_funcs": "package.judges:f"}),
+        ("package/helper.py", "ppo", {"reward_funcs": "package.judges:f"}),
+        ("package/__init__.py", "ppo", {"reward_funcs": "package.judges:f"}),
+        ("package/helper.py", "ppo", {"reward_funcs": "uses_helper.py:f"}),
         ("base/model.safetensors", "eval", {"models": {"a": "base"}, "model_name_or_path": None}),
+        ("base/rows.jsonl", "sft", {"dataset_name": "base"}),
+        ("rows:v2/rows.csv", "sft", {"dataset_name": "rows:v2"}),
+        ("parts/a.jsonl", "sft", {"datasets": [{"path": "json", "data_files": "parts/*.jsonl"}]}),
+        ("parts/a.jsonl", "sft", {"datasets": [{"path": "links", "data_dir": "current"}]}),
+        ("base/checkpoint-2/model.safetensors", "eval", {"models": {"a": "base"}, "frontier": "a"}),
     ],
 )
 def test_what_a_recipe_names_is_a_part(changed: str, method: str, keys: dict[str, object]) -> None:
     keys = {key: value for key, value in keys.items() if value is not None}
     left_out = {"model_name_or_path"} if method == "eval" else {"dataset_name"} if "datasets" in keys else set()
+    for name in ("base/rows.jsonl", "rows:v2/rows.csv", "parts/a.jsonl", "base/checkpoint-2/model.safetensors"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text("{}")
+    Path("links").mkdir()
+    Path("links/current").symlink_to("../parts")
+    Path("uses_helper.py").write_text("def f(**_):\n    from package.helper import help\n    return help()\n")
     values = {"model_name_or_path": "base", "dataset_name": "rows.jsonl", **keys}
     values = {key: value for key, value in values.items() if key not in left_out}
     Path("p.yaml").write_text(json.dumps({"stages": {"it": {"method": method, **values}}}))
@@ -142,6 +157,21 @@ def test_among_which_models_the_best_is_chosen_makes_a_difference() -> None:
 def test_a_basis_holds_no_secret() -> None:
     found = basis(hub_token=SECRET, env={"api_key": SECRET}, model_init_kwargs={"token": SECRET}, run_name=SECRET)
     assert SECRET not in json.dumps(asdict(found))
+
+
+def test_checkpoints_that_somebody_reads_are_a_part() -> None:
+    def read(**keys: object) -> Basis:
+        return find_basis(stage(**keys).recipe, FileHashes(), more={}, leave_out=frozenset(), saves=True)
+
+    assert read(save_steps=3).changes_since(read()) == ["`save_steps`"]
+    assert read(save_total_limit=3).changes_since(read()) == ["`save_total_limit`"]
+
+
+def test_a_damaged_adapter_or_one_on_itself_is_only_hashed() -> None:
+    """What is wrong with it is said by who loads it."""
+    for text in ('{"base_model_name_or_path": "adapter"}', "{", "[]"):
+        Path("adapter/adapter_config.json").write_text(text)
+        assert sorted(basis(model_name_or_path="adapter").files) == ["adapter", "rows.jsonl"]
 
 
 def test_text_that_cannot_be_a_path_is_no_file() -> None:
