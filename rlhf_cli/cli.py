@@ -119,8 +119,8 @@ def _add_training_command(method: Method) -> None:
         planned = plan_launch(num_processes, accelerate_config)
         if planned and not dry_run:
             refuse_unusable(RunDir(output_dir_of(checked)), checked, resume=resume, overwrite=overwrite)
-            code = launch([sys.executable, "-m", "rlhf_cli", *without_launch_options(sys.argv[1:])], planned)
-            raise typer.Exit(code)
+            ended = launch([sys.executable, "-m", "rlhf_cli", *without_launch_options(sys.argv[1:])], planned)
+            raise typer.Exit(ended.code)
         take_one_gpu()
         say(f"{method.command} {path}: {len(checked.values)} keys, all good; loading torch, transformers and TRL")
         from rlhf_cli.prepare import prepare

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -251,7 +252,7 @@ def _read_pieces(recipe: Recipe) -> list[str]:
     if name is None:
         return []
     try:
-        text = Path(name).expanduser().read_text(encoding="utf-8")
+        text = Path(os.path.expanduser(name)).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"the text for perplexity cannot be read: {error}", where=name) from None
     pieces, held = [], ""

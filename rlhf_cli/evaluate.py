@@ -27,8 +27,7 @@ from rlhf_cli.machine import (
 from rlhf_cli.recipe import Recipe
 from rlhf_cli.redaction import find_secrets, hide_in, hide_named
 from rlhf_cli.report import tell_report
-from rlhf_cli.run_details import BEST
-from rlhf_cli.run_dir import ANSWERS_FILE, EVALUATION_FILE, REPORT_FILE, RunDir
+from rlhf_cli.run_dir import ANSWERS_FILE, BEST, EVALUATION_FILE, REPORT_FILE, RunDir
 from rlhf_cli.terminal import say, say_error
 from rlhf_cli.writing import finite, write_json, write_text
 
@@ -89,7 +88,7 @@ def evaluate(recipe: Recipe) -> Evaluation:
 def _make_output_dir(recipe: Recipe) -> Path | None:
     if recipe["output_dir"] is None:
         return None
-    folder = Path(recipe["output_dir"]).expanduser()
+    folder = Path(os.path.expanduser(recipe["output_dir"]))
     if RunDir(folder).run_file.exists():
         raise RecipeError(
             f"`output_dir: {folder}` holds a training run, whose report would be overwritten",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from rlhf_cli.basis import Basis, FileHashes
 from rlhf_cli.errors import EnvironmentFault, RecipeError
 from rlhf_cli.pipeline_file import Stage
-from rlhf_cli.run_dir import EVALUATION_FILE, RunDir, move_aside
+from rlhf_cli.run_dir import EVALUATION_FILE, RunDir, lock, move_aside
 from rlhf_cli.terminal import say
 from rlhf_cli.writing import write_json
 
@@ -54,8 +54,6 @@ class Made:
     """Hashes of the files it left, by name in the folder."""
     elapsed_s: float = 0.0
     ended: float | None = None
-    gate_failure: str | None = None
-    """What its gates asked for and did not get, where only the stage itself can tell."""
 
 
 class State:
@@ -118,7 +116,7 @@ class State:
         self.made[stage.name].status = RUNNING
         self.write()
 
-    def finish(self, stage: Stage, basis: Basis, *, elapsed_s: float, gate_failure: str | None = None) -> None:
+    def finish(self, stage: Stage, basis: Basis, *, elapsed_s: float) -> None:
         """Keep what a stage has left."""
         self.made[stage.name] = Made(
             str(stage.folder),
@@ -127,7 +125,6 @@ class State:
             self.hashes.of_files(stage.folder),
             round(elapsed_s, 1),
             time.time(),
-            gate_failure,
         )
         self.write()
 
@@ -158,6 +155,9 @@ def _make_room(stage: Stage) -> None:
     if _is_free(stage.folder):
         return
     _refuse_foreign(stage)
+    run = RunDir(stage.folder)
+    if run.lock_file.exists():
+        lock(run).close()  # somebody who trains there would go on in the new folder
     say(f"moved what was there to {move_aside(stage.folder)}")
 
 
@@ -178,8 +178,7 @@ def _read(file: Path) -> tuple[dict[str, Made], dict[str, list[Any]]]:
     """
     try:
         kept = json.loads(file.read_text(encoding="utf-8"))
-        made = {name: Made(**{**made, "basis": Basis(**made["basis"])}) for name, made in kept["stages"].items()}
-        return made, dict(kept["hashes"])
+        return {name: _read_made(made) for name, made in kept["stages"].items()}, dict(kept["hashes"])
     except FileNotFoundError:
         return {}, {}
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -188,6 +187,12 @@ def _read(file: Path) -> tuple[dict[str, Made], dict[str, list[Any]]]:
             where=str(file),
             hint="remove the file, and take the stages that are done with `--keep STAGE`",
         ) from error
+
+
+def _read_made(kept: dict[str, Any]) -> Made:
+    """What another version has kept beside is passed over: what it made is made anew, as its code is another."""
+    known = {each.name for each in fields(Made)}
+    return Made(**{key: value for key, value in kept.items() if key in known} | {"basis": Basis(**kept["basis"])})
 
 
 def _listed(names: list[str] | tuple[str, ...]) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 
 from rlhf_cli.redaction import hide
 
@@ -20,5 +21,13 @@ def command_to_go_on(secrets: Iterable[str] = ()) -> str:
     if GOES_ON in os.environ:
         return hide(os.environ[GOES_ON], secrets)
     arguments = [argument for argument in sys.argv[1:] if argument not in ("--resume", "--overwrite")]
-    more = [] if arguments[:1] and arguments[0] in _BY_THEMSELVES else ["--resume"]
-    return hide(f"rlhf {shlex.join([*arguments, *more])}", secrets)
+    if arguments[:1] and arguments[0] in _BY_THEMSELVES:
+        return hide(f"rlhf {shlex.join(_without_redo(arguments))}", secrets)
+    return hide(f"rlhf {shlex.join([*arguments, '--resume'])}", secrets)
+
+
+def _without_redo(arguments: Sequence[str]) -> Iterator[str]:
+    """What was to be run again has been begun: asked for once more, it would begin once more."""
+    for before, argument in pairwise(["", *arguments]):
+        if "--redo" not in (before, argument.split("=")[0]):
+            yield argument

@@ -80,7 +80,7 @@ def source_files(place: str) -> list[Path]:
     Args:
         place: A Python file, or the name of a module.
     """
-    waiting = [Path(place).expanduser().absolute()] if place.endswith(".py") else _module_files([place])
+    waiting = [Path(os.path.expanduser(place)).absolute()] if place.endswith(".py") else _module_files([place])
     found: list[Path] = []
     while waiting:
         file = waiting.pop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -96,7 +97,9 @@ def is_same(one: str, other: str) -> bool:
     """Whether two names are of the same reward."""
     if is_function(one) != is_function(other):
         return False
-    here, there = (Path(each.rpartition(":")[0] if is_function(each) else each).expanduser() for each in (one, other))
+    here, there = (
+        Path(os.path.expanduser(each.rpartition(":")[0] if is_function(each) else each)) for each in (one, other)
+    )
     same_place = here.samefile(there) if here.exists() and there.exists() else here == there
     if is_function(one):
         return same_place and one.rpartition(":")[2] == other.rpartition(":")[2]
@@ -191,7 +194,7 @@ class Verdicts:
     """
 
     def __init__(self, file: str) -> None:
-        path = Path(file).expanduser()
+        path = Path(os.path.expanduser(file))
         if not path.is_file() or not is_data_file(path):
             raise DataError("no such file of verdicts", where=file, hint=f"one of {', '.join(READABLE)}")
         tally = Tally()

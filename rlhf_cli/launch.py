@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+from typing import IO, NamedTuple
 
 from rlhf_cli.errors import EnvironmentFault
 from rlhf_cli.going_on import GOES_ON, command_to_go_on
@@ -38,6 +39,15 @@ _LAUNCHER = "RLHF_LAUNCHER"
 """The variable that names the process that launched this one."""
 
 
+class Ended(NamedTuple):
+    """What became of a launch."""
+
+    code: int
+    """0, or the exit code of the first process that failed."""
+    signum: int | None
+    """A signal that reached it, if only when there was nothing more to stop."""
+
+
 @dataclass
 class _Processes:
     """The processes of one launch."""
@@ -46,6 +56,8 @@ class _Processes:
     """By rank."""
     ended: list[tuple[int, int]] = field(default_factory=list)
     """Rank and exit code, in the order they were seen to end."""
+    signum: int | None = None
+    """The last signal that was passed on."""
 
     def send(self, signum: int) -> None:
         for process in self.running.values():
@@ -65,15 +77,13 @@ class _Processes:
             self.poll()
 
 
-def launch(command: Sequence[str], planned: Launch) -> int:
+def launch(command: Sequence[str], planned: Launch, out: IO[str] | None = None) -> Ended:
     """Run a command as several processes on this machine, to their end.
 
     Args:
         command: What each of them runs.
         planned: How many, and with what environment.
-
-    Returns:
-        0, or the exit code of the first process that failed.
+        out: Where stdout of the first goes, if not to that of this process.
     """
     logs = Path(tempfile.mkdtemp(prefix="rlhf-logs-"))
     started = _Processes()
@@ -85,22 +95,24 @@ def launch(command: Sequence[str], planned: Launch) -> int:
     }
     with _forwarding(started):
         for rank in range(planned.count):
-            started.running[rank] = _start(command, rank, shared, logs)
+            started.running[rank] = _start(command, rank, shared, logs, out)
         while started.running and not any(code for _, code in started.ended):
             time.sleep(_POLL_S)
             started.poll()
         _end_the_rest(started)
     code = _tell(started, logs)
     _tidy(logs, keep=code != 0)
-    return code
+    return Ended(code, started.signum)
 
 
-def _start(command: Sequence[str], rank: int, shared: Mapping[str, str], logs: Path) -> subprocess.Popen[bytes]:
+def _start(
+    command: Sequence[str], rank: int, shared: Mapping[str, str], logs: Path, out: IO[str] | None
+) -> subprocess.Popen[bytes]:
     log = logs / f"rank-{rank}.log"
     own = {**os.environ, **shared, _LAUNCHER: str(os.getpid()), "RANK": str(rank), "LOCAL_RANK": str(rank)}
     # A session of its own: Ctrl-C reaches a process once, through us, and not a second time from the terminal.
     if rank == 0:
-        return subprocess.Popen(command, env=own, start_new_session=True)
+        return subprocess.Popen(command, env=own, stdout=out, start_new_session=True)
     with log.open("wb") as file:
         return subprocess.Popen(
             command,
@@ -136,6 +148,7 @@ def _forwarding(started: _Processes) -> Iterator[None]:
     """Pass every signal on; a process ends after the step on the first, and at once on the second."""
 
     def forward(signum: int, _: FrameType | None) -> None:
+        started.signum = signum
         started.send(signum)
 
     previous = {signum: signal.signal(signum, forward) for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}

@@ -81,7 +81,7 @@ class TrainedPrompts:
 
 def run_of(folder: Path | str) -> RunDir | None:
     """The run that a folder belongs to: its own, or that of which it is a checkpoint or a member."""
-    path = Path(folder).expanduser().resolve()
+    path = Path(os.path.expanduser(folder)).resolve()
     if path.parent.name == "members" and (above := run_of(path.parent.parent)):
         return above
     run = RunDir(path)
@@ -125,7 +125,7 @@ def parents_of(folder: Path | str) -> tuple[Ancestor, ...]:
     """
     run = run_of(folder)
     if run is None:
-        base = _base_below(Path(folder).expanduser())
+        base = _base_below(Path(os.path.expanduser(folder)))
         return (_ancestor(BASE, base, (Path.cwd(),)),) if base else ()
     record = read_record(run)
     settings, roots = settings_of(run, record), _roots(run, record)
@@ -206,13 +206,13 @@ def _base_below(folder: Path) -> str | None:
 
 def _locate(name: str, roots: Iterable[Path]) -> Path | None:
     """The folder of this name, or of a checkpoint that its run has dropped since; relative ones are sought in turn."""
-    paths = [root / Path(name).expanduser() for root in roots]
+    paths = [root / Path(os.path.expanduser(name)) for root in roots]
     return next((path.resolve() for path in paths if path.is_dir() or run_of(path)), None)
 
 
 def _roots(run: RunDir, record: Mapping[str, Any]) -> tuple[Path, ...]:
     """What a run's relative paths are relative to: where it was started, which may have been moved, or here."""
-    output = Path(str(part_of(record, "plan").get("output_dir") or "/")).expanduser()
+    output = Path(os.path.expanduser(str(part_of(record, "plan").get("output_dir") or "/")))
     moved = [] if output.is_absolute() else [run.path.absolute().parents[len(output.parts) - 1]]
     begun = [Path(record["cwd"])] if isinstance(record.get("cwd"), str) else []
     return (*begun, *moved, Path.cwd())
@@ -255,14 +255,14 @@ def _line_of_models(branch: Branch) -> Iterator[Branch]:
 def _absolute(model: Ancestor, roots: tuple[Path, ...]) -> str:
     if model.folder is not None:
         return str(model.folder)
-    return os.path.normpath(roots[0] / Path(model.name).expanduser()) if _is_local(model.name) else model.name
+    return os.path.normpath(roots[0] / Path(os.path.expanduser(model.name))) if _is_local(model.name) else model.name
 
 
 def _absolute_function(reference: str, roots: tuple[Path, ...]) -> str:
     place, _, name = reference.rpartition(":")
     if not place.endswith(".py"):
         return reference
-    path = Path(place).expanduser()
+    path = Path(os.path.expanduser(place))
     file = next((root / path for root in roots if (root / path).is_file()), roots[0] / path)
     return f"{os.path.normpath(file)}:{name}"
 

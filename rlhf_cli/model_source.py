@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,7 +103,7 @@ def look_into(name: str, *, where: str | None = None) -> Source:
     Raises:
         RecipeError: when it is no model folder, has no weights, or more than one score.
     """
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if not path.exists():
         if name.startswith((".", "/", "~")) or name.count("/") > 1:
             raise RecipeError(f"there is no model folder `{name}`", where=where)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -17,7 +18,6 @@ from rlhf_cli.basis import Basis, find_basis
 from rlhf_cli.errors import (
     DISK_FULL,
     EnvironmentFault,
-    GateError,
     Interrupted,
     RecipeError,
     StageFailed,
@@ -26,11 +26,13 @@ from rlhf_cli.errors import (
 from rlhf_cli.eval_recipe import EVALUATION
 from rlhf_cli.freshness import Judgement, Need, State
 from rlhf_cli.gates import failed_gates, gate_error
+from rlhf_cli.going_on import command_to_go_on
 from rlhf_cli.methods import method_of
 from rlhf_cli.pipeline_file import Pipeline, Stage, of_stage
 from rlhf_cli.processes import Launch, is_launched, take_one_gpu
 from rlhf_cli.recipe import apply_environment
-from rlhf_cli.run_dir import RunDir, lock
+from rlhf_cli.redaction import find_secrets
+from rlhf_cli.run_dir import EVALUATION_FILE, RunDir, lock
 from rlhf_cli.runs import duration
 from rlhf_cli.stage_line import describe_stage
 from rlhf_cli.terminal import announce, paint, put, say, talk_apart
@@ -51,8 +53,8 @@ class Wishes:
     """As how many processes a stage runs; None is in this one."""
     verbose: bool = False
     """Whether a stage says all that its own command does; else one line, and the rest goes to a file."""
-    tell: Callable[[str], None] = put
-    """Gets what an evaluation has found, for people."""
+    tell: Callable[[str], None] | None = put
+    """Gets what an evaluation has found, for people; None where nothing but the outcome belongs on stdout."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ def run_pipeline(pipeline: Pipeline, wishes: Wishes) -> Iterator[Outcome]:
             for each in seen:
                 if each not in to_run:
                     with _explained(each.stage, later=_after(pipeline, each.stage)):
-                        _refuse_missed_gates(each.stage, state)
+                        _refuse_missed_gates(each.stage)
             _get_ready(pipeline, to_run, wishes)
         for stage in pipeline.stages:
             yield _take_turn(pipeline, stage, state, wishes)
@@ -168,7 +170,7 @@ def _basis_of(stage: Stage, state: State, wishes: Wishes) -> Basis:
     leave_out = frozenset({"gates"}) if method_of(stage.recipe) else frozenset()
     launched = wishes.launch
     more = {"processes": launched.count, "accelerate": dict(launched.environment)} if launched else {}
-    return find_basis(stage.recipe, state.hashes, more=more, leave_out=leave_out)
+    return find_basis(stage.recipe, state.hashes, more=more, leave_out=leave_out, saves=stage.saves)
 
 
 def _refuse_unclear(seen: Sequence[Seen]) -> None:
@@ -230,7 +232,7 @@ def _take_turn(pipeline: Pipeline, stage: Stage, state: State, wishes: Wishes) -
             if stage.name in wishes.keep:
                 state.finish(stage, basis, elapsed_s=0.0)
             announce(f"{head}  {describe_stage(stage.folder)}  {paint(judgement.why, 'faint')}")
-            _refuse_missed_gates(stage, state)
+            _refuse_missed_gates(stage)
             return Outcome(stage, False, judgement.why, 0.0)
         started = time.monotonic()
         with _talk(head, pipeline, stage, wishes):
@@ -240,15 +242,11 @@ def _take_turn(pipeline: Pipeline, stage: Stage, state: State, wishes: Wishes) -
 
             failure = run_stage(stage.recipe, wishes.launch, resume=judgement.need is Need.GO_ON, tell=wishes.tell)
             elapsed_s = time.monotonic() - started
-            state.finish(stage, basis, elapsed_s=elapsed_s, gate_failure=_missed(failure))
+            state.finish(stage, basis, elapsed_s=elapsed_s)
         announce(f"{head}  {describe_stage(stage.folder)}  {paint(duration(elapsed_s), 'faint')}")
         if failure is not None:
             raise failure
     return Outcome(stage, True, judgement.why, round(elapsed_s, 1))
-
-
-def _missed(failure: UserError | None) -> str | None:
-    return str(failure) if isinstance(failure, GateError) else None
 
 
 def _after(pipeline: Pipeline, stage: Stage) -> list[str]:
@@ -265,16 +263,22 @@ def _talk(head: str, pipeline: Pipeline, stage: Stage, wishes: Wishes) -> Abstra
     return talk_apart(head, log)
 
 
-def _refuse_missed_gates(stage: Stage, state: State) -> None:
-    """Hold what a stage has left against the gates of its recipe as they are now."""
-    where, hint = stage.recipe.where("gates"), f"what is there is in {stage.folder}"
-    numbers = (RunDir(stage.folder).read_run().get("report") or {}).get("numbers")
-    if numbers and (failed := failed_gates(stage.recipe["gates"], numbers)):
-        raise gate_error(failed, where=where, hint=hint)
-    made = state.made.get(stage.name)  # there is none yet where it is to be kept
-    failure = made and made.gate_failure
-    if failure and not numbers:
-        raise gate_error([failure], where=where, hint=hint)
+def _refuse_missed_gates(stage: Stage) -> None:
+    """Hold what a run has left against the gates of its recipe as they are now; an evaluation has said what it met."""
+    if method_of(stage.recipe):
+        numbers = (RunDir(stage.folder).read_run().get("report") or {}).get("numbers")
+        failed = failed_gates(stage.recipe["gates"], numbers) if numbers else []
+    else:
+        failed = [gate["text"] for gate in _read_gates(stage.folder) if not gate["met"]]
+    if failed:
+        raise gate_error(failed, where=stage.recipe.where("gates"), hint=f"what is there is in {stage.folder}")
+
+
+def _read_gates(evaluation: Path) -> list[dict[str, Any]]:
+    try:
+        return list(json.loads((evaluation / EVALUATION_FILE).read_text(encoding="utf-8"))["gates"])
+    except (OSError, ValueError, KeyError):  # somebody's own, which is to be kept
+        return []
 
 
 @contextmanager
@@ -292,7 +296,7 @@ def _explained(stage: Stage, *, later: Sequence[str]) -> Iterator[None]:
     except UserError as error:
         error.problems = [of_stage(stage.name, problem) for problem in error.problems]
         if isinstance(error, Interrupted):
-            error.hint = "the same command goes on from there"
+            error.hint = f"`{command_to_go_on(find_secrets(stage.recipe.values))}` goes on from there"
         elif later:
             error.hint = "\n".join(filter(None, [error.hint, f"not begun: {', '.join(later)}"]))
         raise

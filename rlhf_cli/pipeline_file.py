@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ from typing import Any
 from rlhf_cli.errors import Problem, RecipeError
 from rlhf_cli.recipe import Recipe, apply_overrides, check_values, did_you_mean, nearest_of
 from rlhf_cli.recipe_file import COMMAND_LINE, Origin, keys_of, load_yaml, merge, with_bases
-from rlhf_cli.references import Written, check_folders, check_order, needs_of, resolve_references
+from rlhf_cli.references import Written, are_checkpoints_read, check_folders, check_order, needs_of, resolve_references
 from rlhf_cli.renames import IGNORED, RENAMED, TRANSLATED, translate
 from rlhf_cli.schema import load_schema, method_names
 
@@ -30,11 +31,13 @@ class Stage:
     recipe: Recipe
     needs: tuple[str, ...] = ()
     """Earlier stages whose folders its recipe names."""
+    saves: bool = False
+    """Whether its checkpoints are read by others."""
 
     @property
     def folder(self) -> Path:
         """Where its outcome goes."""
-        return Path(self.recipe["output_dir"]).expanduser()
+        return Path(os.path.expanduser(self.recipe["output_dir"]))  # unlike Path's, no error of `~nobody`
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ def read_pipeline(path: Path, overrides: Sequence[tuple[str, str]] = ()) -> Pipe
     mapping, lines = load_yaml(path)
     values, origins = keys_of(mapping, lines, path)
     _refuse(_check_keys(values, origins, path))
-    output_dir = Path(values.get("output_dir") or f"runs/{path.stem}").expanduser()
+    output_dir = Path(os.path.expanduser(values.get("output_dir") or f"runs/{path.stem}"))
     names = keys_of(mapping["stages"], lines, path)[1]
     nodes = {str(name): node for name, node in mapping["stages"].items()}
     written = [_read_stage(name, nodes[name], place, lines) for name, place in names.items()]
@@ -86,7 +89,12 @@ def read_pipeline(path: Path, overrides: Sequence[tuple[str, str]] = ()) -> Pipe
     _refuse([*check_folders(written, folders, output_dir), *_check_shared(written)])
     needs = {stage.name: needs_of(stage.recipe, folders) for stage in stages}
     _refuse(list(check_order(written, needs)))
-    return Pipeline(path, output_dir, tuple(replace(stage, needs=needs[stage.name]) for stage in stages))
+    recipes = [stage.recipe for stage in stages]
+    known = (
+        replace(stage, needs=needs[stage.name], saves=are_checkpoints_read(folders[stage.name], recipes))
+        for stage in stages
+    )
+    return Pipeline(path, output_dir, tuple(known))
 
 
 def _refuse(problems: Sequence[Problem]) -> None:
@@ -158,10 +166,20 @@ def _lay_under(
             yield origins[key].problem(f"`{key}` cannot be a default: {why}", width=len(key), fix=fix)
     for stage in written:
         own = known.get(str(stage.values.get("method")), set())
-        values = {key: value for key, value in defaults.items() if key in own}
+        there = {name for key in stage.values for name in _meant(key, stage.values)}
+        values = {
+            key: value
+            for key, value in defaults.items()
+            if key in own and (key in stage.values or not _meant(key, defaults) & there)
+        }
         merge(values, stage.values)
         stage.values = values
         stage.origins = {**{key: origins[key] for key in values if key in origins}, **stage.origins}
+
+
+def _meant(key: str, written: Mapping[str, Any]) -> set[str]:
+    """The keys of today that a key stands for."""
+    return set(translate(key, written[key], written)[0]) if key in RENAMED or key in TRANSLATED else {key}
 
 
 def _older_keys(method: str, written: Mapping[str, Any]) -> Iterator[str]:

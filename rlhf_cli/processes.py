@@ -165,7 +165,7 @@ def accelerate_environment(config: str, processes: int) -> dict[str, str]:
 
 def _config_file(config: str) -> Path:
     if config not in NAMED_CONFIGS:
-        return Path(config).expanduser()
+        return Path(os.path.expanduser(config))
     trl = importlib.util.find_spec("trl")
     folder = Path(next(iter(trl.submodule_search_locations or []))) if trl else Path()
     return folder / "accelerate_configs" / f"{config}.yaml"

@@ -12,7 +12,7 @@ from typing import Any
 from rlhf_cli.errors import Problem
 from rlhf_cli.recipe import Recipe, nearest_of, texts_in
 from rlhf_cli.recipe_file import Origin
-from rlhf_cli.run_dir import RunDir
+from rlhf_cli.run_dir import BEST, RunDir
 
 _REFERENCE = re.compile(r"\$\{\s*([^}]*?)\s*\}")
 
@@ -38,7 +38,10 @@ def resolve_references(written: Sequence[Written], folders: Mapping[str, str]) -
     for stage in written:
         for name, key in named[stage.name].items():
             problem = stage.origins.get(key, stage.place).problem
-            if name not in folders:
+            if key == "output_dir":
+                what = "`output_dir` cannot be made of the folder of another stage"
+                yield problem(what, width=len(key), fix="write it out, or leave it out")
+            elif name not in folders:
                 yield problem(f"`${{{name}}}` names no stage", width=len(key), fix=nearest_of(name, folders))
             elif circle := _way(name, stage.name, named):
                 what = f"stages refer to each other in a circle: {' → '.join([stage.name, *circle])}"
@@ -109,8 +112,26 @@ def needs_of(recipe: Recipe, folders: Mapping[str, str]) -> tuple[str, ...]:
     """Stages whose folders a recipe names, by reference or as they are."""
     places = {name: place_of(folder) for name, folder in folders.items()}
     values = {key: value for key, value in recipe.values.items() if key != "output_dir"}
-    named = [place_of(text) for text in texts_in(values) if len(text) < os.pathconf("/", "PC_PATH_MAX")]
+    named = _paths(values)
     return tuple(name for name, place in places.items() if any(path.is_relative_to(place) for path in named))
+
+
+def are_checkpoints_read(folder: str, recipes: Sequence[Recipe]) -> bool:
+    """Whether any of the recipes names checkpoints of a stage, or draws a frontier of them."""
+    place = place_of(folder)
+    for recipe in recipes:
+        values = {key: value for key, value in recipe.values.items() if key != "output_dir"}
+        for path in (each for each in _paths(values) if each.is_relative_to(place)):
+            inside = path.relative_to(place).parts[:1]
+            if inside and (inside[0] == BEST or inside[0].startswith("checkpoint-")):
+                return True
+            if not inside and recipe.get("frontier"):
+                return True
+    return False
+
+
+def _paths(values: Mapping[str, Any]) -> list[Path]:
+    return [place_of(text) for text in texts_in(values) if len(text) < os.pathconf("/", "PC_PATH_MAX")]
 
 
 def check_order(written: Sequence[Written], needs: Mapping[str, Sequence[str]]) -> Iterator[Problem]:

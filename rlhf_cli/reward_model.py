@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -198,7 +199,7 @@ def _default_dtype(machine: Machine) -> str:
 
 def _local(name: str) -> str:
     """The folder of a model; one of the Hub is fetched whole, its stamp and the members of an ensemble with it."""
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
         return str(path) if path.exists() else name
     try:

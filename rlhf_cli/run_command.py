@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rlhf_cli.arguments import split_stage_arguments
-from rlhf_cli.errors import RecipeError, UserError
+from rlhf_cli.errors import Problem, RecipeError, UserError
 from rlhf_cli.freshness import Need
 from rlhf_cli.pipeline import Seen, Wishes, check_commands, plan_pipeline, run_pipeline
 from rlhf_cli.pipeline_file import Pipeline, read_pipeline
@@ -47,23 +47,24 @@ def run(
         keep=_names(checked, keep, "--keep"),
         launch=plan_launch(num_processes, accelerate_config),
         verbose=verbose,
-        tell=(lambda text: None) if as_json else put,
+        tell=None if as_json else put,
     )
     if dry_run:
         seen, plans = plan_pipeline(checked, wishes)
         put(json.dumps(_as_json(seen, plans), default=str) if as_json else _as_text(seen, plans))
         return
     outcomes: list[dict[str, Any]] = []
-    error: UserError | None = None
+    problems: list[Problem] = []
     try:
-        outcomes += (outcome.as_json() for outcome in run_pipeline(checked, wishes))
-    except UserError as raised:
-        error = raised
+        for outcome in run_pipeline(checked, wishes):
+            outcomes.append(outcome.as_json())
+    except BaseException as error:
+        problems = error.problems if isinstance(error, UserError) else [Problem(f"{type(error).__name__}: {error}")]
         raise
     finally:
         if as_json:
-            problems = [problem.as_json() for problem in error.problems] if error else []
-            put(json.dumps({"pipeline": str(path), "stages": outcomes, "ok": not problems, "problems": problems}))
+            told = [problem.as_json() for problem in problems]
+            put(json.dumps({"pipeline": str(path), "stages": outcomes, "ok": not told, "problems": told}))
 
 
 def _names(pipeline: Pipeline, given: list[str] | None, option: str) -> frozenset[str]:

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_cli.lineage import Ancestor, Branch, ancestry, part_of, read_record, settings_of, training_rewards
-from rlhf_cli.run_dir import MANIFEST, REPORT_FILE, RunDir
+from rlhf_cli.run_dir import BEST, MANIFEST, REPORT_FILE, RunDir
 from rlhf_cli.runs import Entry, duration, local_time, make_entry, mappings_in, read_evaluation, result_text, shown_path
 from rlhf_cli.terminal import printable
 from rlhf_cli.writing import finite
 
-BEST = "best"
 _CLOCKS = ("_runtime", "_per_second")
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _INDENT = 13

@@ -22,6 +22,8 @@ from rlhf_cli.writing import file_hash, write_json, write_text
 
 MANIFEST = "manifest.json"
 EVALUATION_FILE, ANSWERS_FILE, REPORT_FILE = "eval.json", "answers.jsonl", "report.html"
+BEST = "best"
+"""In a run folder, what links to the checkpoint to ship."""
 RANK_LOG = "RLHF_RANK_LOG"
 """The variable that names the file a process other than the first talks to, until there is a run folder."""
 
@@ -184,7 +186,7 @@ class RunDir:
 
 def output_dir_of(recipe: Recipe) -> Path:
     """Where the recipe's run goes: named in it, or named after it."""
-    return Path(recipe["output_dir"] or f"runs/{recipe.path.stem}").expanduser()
+    return Path(os.path.expanduser(recipe["output_dir"] or f"runs/{recipe.path.stem}"))
 
 
 def refuse_unusable(run: RunDir, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:

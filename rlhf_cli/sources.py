@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -243,7 +244,7 @@ def hold_out(recipe: Recipe, groups: Sequence[Any], count: int) -> list[int]:
 
 def _find(entry: Mapping[str, Any], split: str, *, first: bool) -> Iterator[tuple[str, Iterator[Raw]]]:
     """The sources of one dataset: a name each, and its raw rows."""
-    path = Path(str(entry["path"])).expanduser()
+    path = Path(os.path.expanduser(str(entry["path"])))
     if path.exists() and not entry.get("data_files"):
         _refuse_unread(entry, path)
         if "[" in split:

@@ -35,9 +35,15 @@ def _steps(record: Mapping[str, Any]) -> str:
 def _card(record: Mapping[str, Any]) -> str:
     """Of a reward model, how good it is."""
     number = ((record.get("report") or {}).get("numbers") or {}).get("accuracy")
-    if not number:
-        return ""
-    return f"held-out accuracy {number['value']:.2f} [{number['ci_low']:.2f}, {number['ci_high']:.2f}]"
+    return f"held-out accuracy {estimate_text(number)}" if number else ""
+
+
+def estimate_text(number: Mapping[str, Any]) -> str:
+    """An estimate with its interval, as far as there are any; one pair or an answer without a score has none."""
+    value, low, high = (number.get(key) for key in ("value", "ci_low", "ci_high"))
+    if value is None:
+        return "unknown"
+    return f"{value:.2f}" if low is None or high is None else f"{value:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def _course(run: RunDir) -> str:
@@ -61,5 +67,4 @@ def _verdicts(outcome: Mapping[str, Any]) -> str:
     told = [f"{verdict['model']} {verdict['outcome']}" for verdict in outcome.get("verdicts", [])]
     if told:
         return f"{outcome['prompts']} prompts  {', '.join(told)}"
-    number = outcome["report"]["numbers"]["accuracy"]
-    return f"accuracy {number['value']:.2f}"
+    return f"accuracy {estimate_text(outcome['report']['numbers']['accuracy'])}"

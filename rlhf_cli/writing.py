@@ -13,7 +13,11 @@ from typing import Any
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON by rename, so that a reader never sees half of it."""
-    write_text(path, json.dumps(finite(value), indent=2, ensure_ascii=False, default=str) + "\n")
+    try:
+        content = json.dumps(finite(value), indent=2, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError:  # the name of a file that is not UTF-8
+        content = json.dumps(finite(value), indent=2, default=str).encode()
+    write_bytes(path, content + b"\n")
 
 
 def write_text(path: Path, text: str) -> None:

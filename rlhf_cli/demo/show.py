@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_cli.run_dir import ANSWERS_FILE, EVALUATION_FILE
+from rlhf_cli.stage_line import estimate_text
 from rlhf_cli.terminal import printable
 
 GOLD = "gold"
@@ -51,7 +52,7 @@ def _show_scores(outcome: Mapping[str, Any]) -> Iterator[str]:
     names = max(len(title) for title in titles)
     for judge, title in zip(judges, titles, strict=True):
         numbers = {name: model["rewards"][judge] for name, model in outcome["models"].items()}
-        told = [f"{name} {n['value']:.2f} [{n['ci_low']:.2f}, {n['ci_high']:.2f}]" for name, n in numbers.items()]
+        told = [f"{name} {estimate_text(number)}" for name, number in numbers.items()]
         yield f"{title:<{names}}  {'  '.join(told)}"
 
 

@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import inspect
 import math
+import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -278,7 +279,7 @@ def _import(place: str) -> ModuleType:
     try:
         if not place.endswith(".py"):
             return importlib.import_module(place)
-        path = Path(place).expanduser()
+        path = Path(os.path.expanduser(place))
         if not path.is_file():
             raise RecipeError(f"there is no file `{place}` of reward functions", hint="paths are relative to here")
         name = f"rlhf_rewards_{path.stem}"

@@ -118,7 +118,7 @@ def test_an_interrupted_demo_goes_on(
     stopped = command.wait()
     assert stopped.code == 130
     assert "stage `reward`: " in stopped.err
-    assert "hint: the same command goes on from there" in stopped.err
+    assert "hint: `rlhf demo` goes on from there" in stopped.err
     rlhf("demo")
     Path("demo").rename("first")
     assert write_project(Path("demo"), 0)

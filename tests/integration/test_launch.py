@@ -23,7 +23,7 @@ LAUNCHER = """
 import sys
 from rlhf_cli.launch import launch
 from rlhf_cli.processes import Launch
-sys.exit(launch([sys.executable, *sys.argv[2:]], Launch(int(sys.argv[1]))))
+sys.exit(launch([sys.executable, *sys.argv[2:]], Launch(int(sys.argv[1]))).code)
 """
 PRELUDE = """
 import os, signal, sys, time
@@ -226,6 +226,7 @@ def test_a_configuration_may_say_how_many(tmp_path: Path) -> None:
         ("ppo r.yaml --resume --num-processes 2", "rlhf ppo r.yaml --num-processes 2 --resume"),
         ("sft r.yaml --hub_token hf_x --run_name 'a b'", "rlhf sft r.yaml --hub_token *** --run_name 'a b' --resume"),
         ("run p.yaml ppo.kl_coef=0.1", "rlhf run p.yaml ppo.kl_coef=0.1"),
+        ("run p.yaml --redo ppo --keep sft --redo=dpo", "rlhf run p.yaml --keep sft"),
         ("demo", "rlhf demo"),
     ],
 )

@@ -43,7 +43,7 @@ def test_ctrl_c_in_any_stage_and_the_same_command_goes_on(
         done = command.wait()
         assert done.code == 130, done.err
         assert f"SIGINT: stage `{stage}`: stopped" in done.err
-        assert done.err.endswith("hint: the same command goes on from there\n")
+        assert done.err.endswith("hint: `rlhf run p.yaml` goes on from there\n")
         assert unchanged(done) == list(STAGES[: max(0, number - 1)])
         assert not any((fresh / "out" / later).exists() for later in STAGES[number + 1 :])
     (fresh / "wait").unlink()
