@@ -70,6 +70,7 @@ def evaluate(recipe: Recipe) -> Evaluation:
         found = Evaluation(card.as_text(), told, gates)
     outcome = {
         **found.outcome,
+        "gates": [gate.as_json() for gate in found.gates],
         "environment": describe_environment(),
         "argv": sys.argv,
         "cwd": os.getcwd(),

@@ -12,7 +12,7 @@ from typing import Any
 from rlhf_cli.basis import Basis, FileHashes
 from rlhf_cli.errors import EnvironmentFault, RecipeError
 from rlhf_cli.pipeline_file import Stage
-from rlhf_cli.run_dir import EVALUATION_FILE, RunDir, lock, move_aside
+from rlhf_cli.run_dir import EVALUATION_FILE, RunDir, move_aside, refuse_taken
 from rlhf_cli.terminal import say
 from rlhf_cli.writing import write_json
 
@@ -155,9 +155,7 @@ def _make_room(stage: Stage) -> None:
     if _is_free(stage.folder):
         return
     _refuse_foreign(stage)
-    run = RunDir(stage.folder)
-    if run.lock_file.exists():
-        lock(run).close()  # somebody who trains there would go on in the new folder
+    refuse_taken(RunDir(stage.folder))  # who trains there would go on in the new folder
     say(f"moved what was there to {move_aside(stage.folder)}")
 
 

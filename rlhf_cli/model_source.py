@@ -125,6 +125,20 @@ def look_into(name: str, *, where: str | None = None) -> Source:
     return Source(name, str(path), None, holds)
 
 
+def look_into_reward_model(name: str, *, where: str | None = None) -> Source:
+    """The same of one that is to be a reward model.
+
+    Raises:
+        RecipeError: also when it is a policy.
+    """
+    source = look_into(name, where=where)
+    if source.holds == POLICY:
+        raise RecipeError(
+            f"`{name}` is a policy, not a reward model", where=where, hint="`rlhf train-reward` makes one from it"
+        )
+    return source
+
+
 def what_it_holds(config: Mapping[str, Any], name: str, *, where: str | None = None) -> str:
     """Whether a configuration is of a policy or of a reward model.
 

@@ -25,9 +25,9 @@ from trl import ModelConfig, get_quantization_config
 from rlhf_cli.adapters import head_names, hold_in_fp32
 from rlhf_cli.errors import EnvironmentFault, RecipeError, first_line
 from rlhf_cli.machine import gather_parts, own_part
-from rlhf_cli.model_source import Source, look_into
+from rlhf_cli.model_source import Source, look_into, look_into_reward_model
 from rlhf_cli.models import explain_broken, fingerprint_weights, load_weights
-from rlhf_cli.plan import POLICY, REWARD_MODEL, Machine
+from rlhf_cli.plan import REWARD_MODEL, Machine
 from rlhf_cli.render import ensure_chat_template, render_answer
 from rlhf_cli.rows import BadRow
 from rlhf_cli.run_dir import RunDir
@@ -171,9 +171,7 @@ def load_reward_model(
         EnvironmentFault: when the Hub cannot be reached.
     """
     name = _local(name)
-    source = look_into(name)
-    if source.holds == POLICY:
-        raise RecipeError(f"`{name}` is a policy, not a reward model", hint="rlhf train-reward makes one from it")
+    source = look_into_reward_model(name)
     stamp = read_stamp(name) if making is None else making
     how = dict(quantisation if quantisation is not None else stamp.get("quantisation") or {})
     compute = str(stamp.get("compute", _default_dtype(machine)))

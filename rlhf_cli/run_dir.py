@@ -202,11 +202,8 @@ def refuse_unusable(run: RunDir, recipe: Recipe, *, resume: bool, overwrite: boo
         RecipeError: when the folder cannot be used as it is asked to be.
         EnvironmentFault: when it cannot be written to.
     """
+    refuse_unwritable(run, recipe)
     output_dir = run.path
-    if output_dir.exists() and not output_dir.is_dir():
-        raise _refusal(recipe, f"output_dir `{output_dir}` is a file", "name a folder")
-    if run.lock_file.exists() and os.access(run.lock_file, os.W_OK):
-        lock(run).close()
     occupied = output_dir.is_dir() and any(output_dir.iterdir()) and not run.ended_before_training()
     if occupied and overwrite:
         if not run.run_file.exists():
@@ -224,6 +221,19 @@ def refuse_unusable(run: RunDir, recipe: Recipe, *, resume: bool, overwrite: boo
             f"output_dir `{output_dir}` is not empty",
             "--resume goes on with the run there, --overwrite moves it aside, or name another folder",
         )
+
+
+def refuse_unwritable(run: RunDir, recipe: Recipe) -> None:
+    """Refuse a folder that is none, that another process trains in, or that cannot be written to.
+
+    Raises:
+        RecipeError: when it is a file, or taken.
+        EnvironmentFault: when it cannot be written to.
+    """
+    output_dir = run.path
+    if output_dir.exists() and not output_dir.is_dir():
+        raise _refusal(recipe, f"output_dir `{output_dir}` is a file", "name a folder")
+    refuse_taken(run)
     parent = next(folder for folder in (output_dir, *output_dir.absolute().parents) if folder.is_dir())
     if not os.access(parent, os.W_OK):
         raise EnvironmentFault(
@@ -258,8 +268,26 @@ def move_aside(folder: Path) -> Path:
     return folder.rename(_free_name(folder.with_name(folder.name + ".old")))
 
 
+def refuse_taken(run: RunDir) -> None:
+    """Refuse a folder in which another process trains.
+
+    Raises:
+        RecipeError: naming the process.
+    """
+    if run.lock_file.exists() and os.access(run.lock_file, os.W_OK):
+        _acquire(run).close()
+
+
 def lock(run: RunDir) -> IO[str]:
     """Keep other runs out of a folder, until this process ends, however that is, or the file is closed."""
+    file = _acquire(run)
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    return file
+
+
+def _acquire(run: RunDir) -> IO[str]:
     # A POSIX lock: workers do not inherit it, and it works on NFS.
     file = run.lock_file.open("a+", encoding="utf-8")
     try:
@@ -272,9 +300,6 @@ def lock(run: RunDir) -> IO[str]:
             f"another run is training in `{run.path}`" + (f": {owner}" if owner else ""),
             hint="wait for it, stop it, or name another output_dir",
         ) from None
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    file.flush()
     return file
 
 

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from rlhf_cli.adapters import adapter_config
 from rlhf_cli.data import load_held_out
+from rlhf_cli.entrants import survey_ground
 from rlhf_cli.errors import UserError
+from rlhf_cli.judging import Verdicts
 from rlhf_cli.machine import quietly
 from rlhf_cli.methods import method_of
 from rlhf_cli.methods.base import Method
+from rlhf_cli.model_source import Source, find_source, look_into_reward_model
 from rlhf_cli.models import describe_model, model_keys
 from rlhf_cli.pipeline_file import Stage, of_stage
 from rlhf_cli.plan import REWARD_MODEL, Plan
 from rlhf_cli.ppo.rewards import load_function
-from rlhf_cli.prepare import Prepared, prepare
+from rlhf_cli.prepare import prepare
 from rlhf_cli.recipe import Recipe, as_list, texts_in
 from rlhf_cli.references import place_of
 from rlhf_cli.reward_model import what_is_read
-from rlhf_cli.rows import PREFERENCE, PROMPT
-from rlhf_cli.run_dir import RunDir
+from rlhf_cli.rows import PREFERENCE
+from rlhf_cli.run_dir import BEST, RunDir, refuse_unwritable
+from rlhf_cli.tokenizer import load_tokenizer
 from rlhf_cli.writing import write_json
 
 
@@ -45,25 +52,48 @@ def plan_stages(stages: Sequence[Stage], environment: Mapping[str, str] | None) 
     with tempfile.TemporaryDirectory(prefix="rlhf-") as name:
         folders: dict[str, tuple[str, str]] = {}
         for stage in stages:
-            recipe = _elsewhere(stage.recipe, folders)
-            if any(str(Path(name)) in text for key in ("dataset_name", "datasets") for text in texts_in(recipe[key])):
-                continue
-            method = method_of(recipe)
+            recipe, here = _elsewhere(stage.recipe, folders), Path(name, stage.name)
             try:
-                if method is None:
-                    _check_evaluation(recipe)
-                    continue
-                prepared = prepare(recipe, method, environment)
+                refuse_unwritable(RunDir(stage.folder), stage.recipe)
+                plan = _rehearse(recipe, here, environment, waits=_reads_below(Path(name), recipe))
             except UserError as error:
                 named = [replace(each, what=_under_its_name(each.what, folders)) for each in error.problems]
                 error.problems = [of_stage(stage.name, problem) for problem in named]
                 raise
-            plans[stage.name] = _under_their_names(prepared.plan, folders)
-            folders[stage.name] = (str(stage.folder), str(Path(name, stage.name)))
-            with quietly():
-                _write_stand_in(prepared, method, Path(name, stage.name))
-            _link_checkpoints(stages, stage.folder, Path(name, stage.name))
+            if plan is not None:
+                plans[stage.name] = _under_their_names(plan, folders)
+            folders[stage.name] = (str(stage.folder), str(here))
+            _link_checkpoints(stages, stage.folder, here)
     return plans
+
+
+def _reads_below(folder: Path, recipe: Recipe) -> bool:
+    """Whether its rows are those of a stage that is yet to run."""
+    texts = (text for key in ("dataset_name", "datasets") for text in texts_in(recipe[key]))
+    return any(_inside(text, folder) is not None for text in texts)
+
+
+def _rehearse(recipe: Recipe, here: Path, environment: Mapping[str, str] | None, *, waits: bool) -> Plan | None:
+    """See whether a stage could start, and write what stands in for its outcome; without its rows, only that."""
+    method = method_of(recipe)
+    if method is None:
+        if not waits:
+            _check_evaluation(recipe)
+        here.mkdir()
+        return None
+    if waits:
+        source = find_source(recipe, method.trains)
+        with quietly():
+            tokenizer, _ = load_tokenizer(recipe, source, pads_apart=method.trains == REWARD_MODEL)
+            _write_stand_in(recipe, method, source, tokenizer, here)
+        return None
+    prepared = prepare(recipe, method, environment)
+    material = prepared.material
+    with quietly():
+        _write_stand_in(recipe, method, material.source, material.tokenizer, here)
+    if method.trains == REWARD_MODEL:
+        write_json(RunDir(here).reward_card, {"reads": what_is_read(material.rows.train)})
+    return prepared.plan
 
 
 def _elsewhere(recipe: Recipe, folders: Mapping[str, tuple[str, str]]) -> Recipe:
@@ -104,11 +134,11 @@ def _inside(text: str, folder: str | Path) -> Path | None:
     return path.relative_to(place) if path.is_relative_to(place) else None
 
 
-def _write_stand_in(prepared: Prepared, method: Method, folder: Path) -> None:
-    """What the run will leave, but for its weights."""
-    recipe, source = prepared.recipe, prepared.material.source
-    scores = method.trains == REWARD_MODEL
-    labels: dict[str, Any] = {"num_labels": 1} if scores else {}
+def _write_stand_in(
+    recipe: Recipe, method: Method, source: Source, tokenizer: PreTrainedTokenizerBase, folder: Path
+) -> None:
+    """What a run will leave, but for its weights."""
+    labels: dict[str, Any] = {"num_labels": 1} if method.trains == REWARD_MODEL else {}
     model = describe_model(source.base, method.trains, **labels)
     if recipe["use_peft"] or source.adapter:
         config = adapter_config(model_keys(recipe), source, method.trains, model)
@@ -117,10 +147,10 @@ def _write_stand_in(prepared: Prepared, method: Method, folder: Path) -> None:
     else:
         model.config.architectures = [type(model).__name__]
         model.config.save_pretrained(folder)
-    prepared.material.tokenizer.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     (folder / "model.safetensors").touch()
-    if scores:
-        write_json(RunDir(folder).reward_card, {"reads": what_is_read(prepared.material.rows.train)})
+    for number in range(2, (recipe.get("ensemble_size") or 1) + 1):
+        shutil.copytree(folder, folder / "members" / str(number), ignore=shutil.ignore_patterns("members"))
 
 
 def _link_checkpoints(stages: Sequence[Stage], there: Path, here: Path) -> None:
@@ -129,11 +159,19 @@ def _link_checkpoints(stages: Sequence[Stage], there: Path, here: Path) -> None:
         inside = _inside(text, there)
         if inside is None or len(inside.parts) != 1 or (here / inside).exists():
             continue
-        if inside.name.startswith("checkpoint-"):
+        if inside.name.startswith("checkpoint-") or inside.name == BEST:
             (here / inside).symlink_to(here)
 
 
 def _check_evaluation(recipe: Recipe) -> None:
-    load_held_out(recipe, PROMPT if recipe["models"] else PREFERENCE)
+    if recipe["models"]:
+        # Of a frontier, the checkpoints are yet to be made.
+        survey_ground(replace(recipe, values={**recipe.values, "frontier": None, "best_of_n": None}))
+    else:
+        load_held_out(recipe, PREFERENCE)
+    for name in as_list(recipe["reward_model_path"]):
+        look_into_reward_model(name, where=recipe.where("reward_model_path"))
     for name in as_list(recipe["reward_funcs"]):
         load_function(name)
+    if recipe["verdicts_file"]:
+        Verdicts(recipe["verdicts_file"])

@@ -96,7 +96,6 @@ class Standings:
             "contests": [contest.as_json() for contest in self.contests],
             "verdicts": [verdict.as_json() for verdict in self.verdicts],
             "frontier": self.frontier.as_json() if self.frontier else None,
-            "gates": [gate.as_json() for gate in self.gates],
             "warnings": list(self.warnings),
         }
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from rlhf_cli.errors import RecipeError
 from rlhf_cli.memory import Sampled
 from rlhf_cli.methods.base import Method, reference, trained
-from rlhf_cli.model_source import Role, look_into
+from rlhf_cli.model_source import Role, look_into, look_into_reward_model
 from rlhf_cli.plan import POLICY, REWARD, REWARD_MODEL, VALUE, Counts, Decision, Machine, Schedule
 from rlhf_cli.recipe import as_list
 from rlhf_cli.rows import PROMPT
@@ -72,13 +71,7 @@ def roles(recipe: Recipe, source: Source) -> tuple[Role, ...]:
     else:
         found.append(Role(VALUE, "a head on the policy's trunk", source, takes=False))
     for number, name in enumerate(names, 1):
-        own = look_into(name, where=recipe.where("reward_model_path"))
-        if own.holds == POLICY:
-            raise RecipeError(
-                f"`{name}` is a policy, not a reward model",
-                where=recipe.where("reward_model_path"),
-                hint="`rlhf train-reward` makes one from it",
-            )
+        own = look_into_reward_model(name, where=recipe.where("reward_model_path"))
         shares = (recipe["use_peft"] or source.adapter) and own.is_adapter_on_base_of(source)
         text = f"{name}, adapter and score on the policy's base" if shares else f"{name}, a model of its own"
         title = REWARD if len(names) == 1 else f"{REWARD} {number}"

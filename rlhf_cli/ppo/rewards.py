@@ -257,6 +257,8 @@ def load_function(reference: str) -> FunctionReward:
 
 _loaded: dict[str, tuple[dict[str, str], ModuleType]] = {}
 """Modules by their place, each with the hashes of the files that it came from."""
+_read: dict[str, str] = {}
+"""Of all of these files, as they were when they were imported last."""
 
 
 def _load_module(place: str) -> ModuleType:
@@ -265,13 +267,15 @@ def _load_module(place: str) -> ModuleType:
     before = _loaded.get(place)
     if before is not None and before[0] == source:
         return before[1]
-    if before is not None:
-        for name, module in list(sys.modules.items()):
-            if getattr(module, "__file__", None) in before[0]:
-                del sys.modules[name]
-        importlib.invalidate_caches()
+    # What it imports may have been imported for another function, as it was then.
+    stale = set(before[0]) if before else {file for file in source if _read.get(file, source[file]) != source[file]}
+    for name, module in list(sys.modules.items()):
+        if getattr(module, "__file__", None) in stale:
+            del sys.modules[name]
+    importlib.invalidate_caches()
     module = _import(place)
     _loaded[place] = (source, module)
+    _read.update(source)
     return module
 
 

@@ -23,7 +23,9 @@ LAUNCHER = """
 import sys
 from rlhf_cli.launch import launch
 from rlhf_cli.processes import Launch
-sys.exit(launch([sys.executable, *sys.argv[2:]], Launch(int(sys.argv[1]))).code)
+ended = launch([sys.executable, *sys.argv[2:]], Launch(int(sys.argv[1])))
+open("signal", "w").write(str(ended.signum))
+sys.exit(ended.code)
 """
 PRELUDE = """
 import os, signal, sys, time
@@ -260,6 +262,17 @@ def test_the_tasks_of_srun_are_processes(given: dict[str, str], expected: list[s
     script += f"print(json.dumps([os.environ.get(name) for name in {names}]))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=given)
     assert json.loads(done.stdout) == expected
+
+
+def test_a_signal_that_comes_when_there_is_nothing_to_stop_is_told(launch: Callable[..., Launched]) -> None:
+    launched = launch("signal.signal(signal.SIGINT, lambda *_: sys.exit(0))\nwait()")
+    launched.wait_until_ready()
+    launched.process.send_signal(signal.SIGINT)
+    assert launched.end()[0] == 0
+    assert (launched.folder / "signal").read_text() == str(int(signal.SIGINT))
+    launched = launch("pass")
+    assert launched.end()[0] == 0
+    assert (launched.folder / "signal").read_text() == "None"
 
 
 # --- with the real thing ----------------------------------------------------------------------------------------------

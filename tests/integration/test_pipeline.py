@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from rlhf_cli.run_dir import RunDir, lock
 from tests.integration.test_faults import record
 from tests.integration.test_resume import weights
 from tests.pipeline_project import (
@@ -224,6 +225,74 @@ def test_a_reward_model_that_is_yet_to_be_made_must_read_what_ppo_asks(fresh: Pa
     assert run("ppo.layout=text", "--dry-run").code == 0
 
 
+@pytest.mark.parametrize(
+    ("changes", "code", "told"),
+    [
+        (("eval.models={sft: no/such/folder}",), 2, "stage `eval`: there is no model folder `no/such/folder`"),
+        (("eval.reward_model_path=tiny",), 2, "stage `eval`: `tiny` is a policy, not a reward model"),
+        (("eval.perplexity_file=no.txt",), 4, "stage `eval`: the text for perplexity cannot be read"),
+        (("eval.output_dir=rows.jsonl",), 2, "stage `eval`: output_dir `rows.jsonl` is a file"),
+        (
+            ("reward.use_peft=true", "reward.ensemble_size=2", "dpo.model_name_or_path=${reward}"),
+            2,
+            "stage `dpo`: `out/reward` is a reward model, and dpo trains a policy",
+        ),
+    ],
+)  # fmt: skip
+def test_what_no_stage_could_use_is_told_before_the_first_trains(
+    changes: tuple[str, ...], code: int, told: str, fresh: Path, run: Callable[..., Any]
+) -> None:
+    done = run(*changes)
+    assert done.code == code, done.err
+    assert told in done.err
+    assert [path.name for path in (fresh / "out").iterdir()] == ["rlhf"]
+
+
+CHAIN = """\
+output_dir: out
+defaults: {max_length: 64, max_steps: 2, response_length: 8, per_device_train_batch_size: 2, report: false}
+stages:
+  sft: {model_name_or_path: tiny, dataset_name: rows.jsonl, save_steps: 1}
+  reward:
+    {method: train-reward, model_name_or_path: "${sft}", dataset_name: pairs.jsonl, use_peft: true, ensemble_size: 2,
+     lora_r: 4, test_split_size: 0.2}
+  more: {method: train-reward, model_name_or_path: "${reward}/members/2", dataset_name: pairs.jsonl}
+  first: {method: eval, models: ["${sft}"], dataset_name: held_out.jsonl}
+  second:
+    {method: ppo, model_name_or_path: "${sft}", dataset_name: "${first}/answers.jsonl", total_episodes: 4,
+     reward_funcs: "rewards.py:share_of_e", max_length: 128}
+  third:
+    {method: eval, models: {a: "${second}", b: "${sft}"}, dataset_name: held_out.jsonl, reward_model_path: "${more}"}
+"""
+
+
+def test_stages_may_be_made_of_what_any_of_them_leaves(fresh: Path, run: Callable[..., Any]) -> None:
+    (fresh / "p.yaml").write_text(CHAIN)
+    planned = stages_of(run("--dry-run", "--json"))
+    assert [name for name, stage in planned.items() if stage["plan"]] == ["sft", "reward", "more"]
+    ended = json.loads(run("--json").out)
+    assert [stage["stage"] for stage in ended["stages"]] == list(planned), ended["problems"]
+
+
+def test_a_folder_in_which_another_process_trains_is_not_moved(project: Path, run: Callable[..., Any]) -> None:
+    with lock(RunDir(project / "out/dpo")):
+        done = run("--redo", "dpo")
+    assert done.code == 2
+    assert "stage `dpo`: another run is training in `out/dpo`: process" in done.err
+    assert not list(project.glob("out/*.old-*"))
+    assert ran(run("--redo", "dpo", "--json")) == ["dpo"]
+
+
+def test_json_tells_of_whatever_ended_it(fresh: Path, run: Callable[..., Any]) -> None:
+    (fresh / "out/rlhf").mkdir(parents=True)
+    (fresh / "out/rlhf/logs").write_text("in the way")
+    done = run("--json")
+    assert done.code == 1
+    told = json.loads(done.out)
+    assert not told["ok"]
+    assert "FileExistsError" in told["problems"][0]["what"]
+
+
 def times(folder: Path) -> dict[Path, int]:
     """When every file and folder was changed last, but for the one that commands are started in."""
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if not path.name.startswith(".")}
@@ -312,5 +381,9 @@ def test_a_missed_gate_ends_a_pipeline_until_it_is_loosened(fresh: Path, run: Ca
         assert "not begun: sft" in done.err
         assert ("loading torch" in done.err) is begins
         assert not json.loads(done.out)["ok"]
+    (fresh / "out/judged/notes.jsonl").write_text("{}")
+    assert "--keep judged" in hold(10, 0.1).err
+    assert run("--keep", "judged").code == run().code == 3  # what it has not met, it has not met
+    (fresh / "out/judged/notes.jsonl").unlink()
     assert ran(hold(10, 10)) == ["judged", "sft"]
     assert record(fresh / "out/reward") == before

@@ -373,6 +373,21 @@ def test_a_function_that_raises_is_told_with_its_line() -> None:
     assert "test_ppo_trainer.py:" in caught.value.as_text()
 
 
+def test_a_function_that_was_edited_is_imported_anew_with_what_it_imports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "helper_of_edited.py").write_text("VALUE = 1.0\n")
+    (tmp_path / "edited.py").write_text("from helper_of_edited import VALUE\ndef f(**_): return [VALUE]\n")
+    for reference in (f"{tmp_path}/edited.py:f", "edited:f"):
+        (tmp_path / "helper_of_edited.py").write_text("VALUE = 1.0\n")
+        first = load_function(reference)
+        assert load_function(reference)._function is first._function  # the same module, not a second one
+        (tmp_path / "helper_of_edited.py").write_text("VALUE = 22.0\n")
+        assert load_function(reference)._function() == [22.0]
+        assert first._function() == [1.0]
+
+
 def test_functions_that_are_not_there_are_told(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text("def good(**_): return []\n")

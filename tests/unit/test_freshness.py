@@ -13,9 +13,10 @@ import pytest
 
 from rlhf_cli.basis import Basis, FileHashes, find_basis
 from rlhf_cli.errors import EnvironmentFault, RecipeError
-from rlhf_cli.freshness import Need, State
+from rlhf_cli.freshness import Judgement, Need, State
 from rlhf_cli.pipeline_file import Stage, read_pipeline
 from rlhf_cli.run_dir import RunDir
+from rlhf_cli.stage_line import describe_stage
 
 SECRET = "hf_" + "Kq7" * 8
 
@@ -177,6 +178,32 @@ def test_a_damaged_adapter_or_one_on_itself_is_only_hashed() -> None:
 def test_text_that_cannot_be_a_path_is_no_file() -> None:
     found = basis(chat_template="{{ messages }}" * 400, run_name="~nobody/x", eos_token="a\0b", pad_token="~~")
     assert sorted(found.files) == ["base", "rows.jsonl"]
+    assert stage(output_dir="~no-such-person/x").folder == Path("~no-such-person/x")
+
+
+def test_a_name_that_is_no_utf_8_is_kept() -> None:
+    Path("rows").mkdir()
+    Path(os.fsdecode(b"rows/caf\xe9.jsonl")).write_text("{}\n")
+    state = State(RunDir(Path("out")))
+    found = find_basis(stage(dataset_name="rows").recipe, state.hashes, more={}, leave_out=frozenset())
+    state.begin(stage(), found, Judgement(Need.RUN, "not run yet"))
+    kept = State(RunDir(Path("out")))
+    assert kept.made["it"].basis == found
+    assert kept.hashes.known == state.hashes.known
+
+
+def test_a_stage_says_what_is_known_of_it() -> None:
+    run = RunDir(Path("told"))
+    run.own.mkdir(parents=True)
+    number: dict[str, float | None] = {"value": 1.0, "ci_low": 0.5, "ci_high": 1.0}
+    for change, told in (
+        ({}, "held-out accuracy 1.00 [0.50, 1.00]"),
+        ({"ci_low": None, "ci_high": None}, "held-out accuracy 1.00"),
+        ({"value": None}, "held-out accuracy unknown"),
+    ):
+        numbers = {"accuracy": {**number, **change}}
+        run.run_file.write_text(json.dumps({"steps_done": 3, "report": {"numbers": numbers}}))
+        assert describe_stage(run.path) == f"3 steps  {told}"
 
 
 # --- what became of a stage -----------------------------------------------------------------------------------------

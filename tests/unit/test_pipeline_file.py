@@ -42,6 +42,7 @@ BAD: dict[str, tuple[str, ...]] = {
     "later": (stages(dpo=on("${sft}"), sft=SFT),),
     "later-without-a-reference": ("output_dir: out\n" + stages(dpo=on("./out/sft"), sft=SFT),),
     "one-folder": (stages(sft=SFT, dpo=on("base", "output_dir: ./runs/p//sft")),),
+    "folder-made-of-another": (stages(sft=SFT, dpo=on("base", 'output_dir: "${sft}-dpo"')),),
     "nested-folders": (stages(sft=SFT, dpo=on("base", "output_dir: runs/p/sft/dpo")),),
     "folder-of-the-pipeline": ("output_dir: out\n" + stages(sft=SFT, rlhf=PAIRS[:-1] + ", method: dpo}",
                                dpo=on("base", "output_dir: out")),),
@@ -170,6 +171,29 @@ def test_older_names_of_keys_are_defaults_of_those_that_have_them(tmp_path: Path
     assert (sft.recipe.get("max_length"), sft.recipe.get("kl_coef")) == (64, None)
     assert (ppo.recipe.get("max_length"), ppo.recipe.get("kl_coef")) == (64, 0.5)
     assert judge.recipe.values.keys() & {"max_length", "max_seq_length", "kl_coef", "init_kl_coef"} == set()
+
+
+def test_a_stage_that_says_it_under_an_older_name_wins_over_a_default(tmp_path: Path) -> None:
+    (tmp_path / "p.yaml").write_text(
+        "defaults: {max_length: 1024, seed: 1}\n" + stages(sft=SFT[:-1] + ", max_seq_length: 2048}", train_reward=PAIRS)
+    )
+    found = read_pipeline(tmp_path / "p.yaml")
+    assert [stage.recipe["max_length"] for stage in found.stages] == [2048, 1024]
+    (tmp_path / "p.yaml").write_text(
+        "defaults: {max_seq_length: 1024}\n" + stages(sft=SFT[:-1] + ", max_length: 2048}", train_reward=PAIRS)
+    )
+    found = read_pipeline(tmp_path / "p.yaml")
+    assert [stage.recipe["max_length"] for stage in found.stages] == [2048, 1024]
+
+
+def test_whose_checkpoints_are_read_is_known(tmp_path: Path) -> None:
+    judged = "{method: eval, models: ['${%s}'], dataset_name: rows.jsonl, frontier: %s}"
+    (tmp_path / "p.yaml").write_text(
+        stages(
+            sft=SFT, train_reward=on("${sft}/checkpoint-4"), dpo=on("${train-reward}"), judged=judged % ("dpo", "dpo")
+        )
+    )
+    assert [stage.saves for stage in read_pipeline(tmp_path / "p.yaml").stages] == [True, False, True, False]
 
 
 @pytest.mark.parametrize(
