@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -94,10 +95,13 @@ def curve_spec(chart: CurveChart, *, last_step: float, checkpoints: Sequence[int
 
 
 def _upright_axis(chart: CurveChart, highest: float) -> alt.Axis:
-    if chart.is_tiny and highest < 1e-4:
+    if chart.is_tiny and highest < 1e-2:
         words = "datum.value === 0 ? '0' : format(datum.value, '~e')"
         return alt.Axis(tickCount=4, minExtent=32, labelExpr=words)
-    return alt.Axis(tickCount=4, minExtent=32, format=".0~%" if chart.is_share else alt.Undefined)
+    if not chart.is_share:
+        return alt.Axis(tickCount=4, minExtent=32)
+    digits = max(0, math.floor(-math.log10(highest))) if highest > 0 else 0  # no two ticks alike
+    return alt.Axis(tickCount=4, minExtent=32, format=f".{digits}~%")
 
 
 def _values(chart: CurveChart) -> list[list[float]]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from rlhf_cli.report.charts import CurveChart, curve_spec
 from rlhf_cli.report.curves import MOST_POINTS, Curve, read_curves, smooth, thin, trend
+from rlhf_cli.report.draw import Pen
 
 
 def curve(values: np.ndarray) -> Curve:
@@ -67,3 +70,19 @@ def test_noise_is_no_trend_and_a_slope_is_one() -> None:
     assert trend(curve(0.5 * noise - slope)).falls
     few = trend(curve(np.array([1.0, 2.0, 3.0])))
     assert few.p == 1
+
+
+def test_ticks_say_what_they_stand_for_however_small_the_values() -> None:
+    shares = [0.9, 0.3, 0.05, 0.012, 0.0007]
+    rates = [2e-4, 5e-6, 1e-3]
+    charts = [CurveChart("share", {"": curve(np.linspace(0, top, 9))}, is_share=True) for top in shares]
+    charts += [CurveChart("rate", {"": curve(np.full(9, rate))}, is_tiny=True) for rate in rates]
+    with Pen() as pen:
+        drawn = pen.draw([(chart.title, curve_spec(chart, last_step=8, checkpoints=[])) for chart in charts])
+    texts = [re.findall(r"<text[^>]*>([^<]+)</text>", svg) for svg in drawn]
+    for top, told in zip(shares, texts[: len(shares)], strict=True):
+        labels = [float(text[:-1]) for text in told if text.endswith("%")]
+        assert len(labels) == len(set(labels)) > 2
+        assert max(labels) == pytest.approx(100 * top, rel=0.3)
+    for rate, told in zip(rates, texts[len(shares) :], strict=True):
+        assert rate in [float(text) for text in told if "e" in text and text != "step"]
