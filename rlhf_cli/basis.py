@@ -116,7 +116,7 @@ def find_basis(
         leave_out: Keys that do not change it.
         saves: Whether its checkpoints are a part of the outcome, since something reads them.
     """
-    unread = (MAY_CHANGE_ON_RESUME - _LENGTHS) | leave_out
+    unread = (MAY_CHANGE_ON_RESUME - _LENGTHS - {"gates"}) | leave_out
     if recipe.get("load_best_model_at_end"):
         unread -= _SAVING
     if saves:

@@ -30,6 +30,7 @@ from rlhf_cli.standings import (
     hold_contests,
     is_held_out,
     measure,
+    over_optimisation,
     reach_verdicts,
 )
 from rlhf_cli.terminal import say, say_error
@@ -215,6 +216,8 @@ def _stand(ground: Ground, performances: Mapping[str, Performance], people: Pair
         name: measure(each, models[ground.baseline], prompts, text_bytes=bytes_of, seed=seed)
         for name, each in models.items()
     }
+    over = over_optimisation(verdicts, contests, trained, ground.rewarded)
+    measured = {name: {**own, **over.get(name, {})} for name, own in numbers.items()}
     rewards = {
         name: {judge: mean_by_group(scores, prompts, seed=seed) for judge, scores in each.scores.items()}
         for name, each in models.items()
@@ -230,7 +233,7 @@ def _stand(ground: Ground, performances: Mapping[str, Performance], people: Pair
         trained=trained,
         contests=contests,
         verdicts=verdicts,
-        gates=check_gates(recipe["gates"], numbers, contests, verdicts, trained, baseline=ground.baseline),
+        gates=check_gates(recipe["gates"], measured, contests, trained, baseline=ground.baseline),
         frontier=_draw_frontier(ground, performances) if recipe["frontier"] else None,
         warnings=ground.warnings,
     )

@@ -70,6 +70,8 @@ class Ground:
     judges: list[Judge]
     pieces: list[str]
     """Of the text that perplexity is measured on."""
+    rewarded: frozenset[str]
+    """Models that were trained against rewards, whether those are asked here or not."""
     trained_on: dict[str, int | None]
     """By model, how many of the prompts it was trained on; None where that is not known."""
     sources: list[dict[str, Any]]
@@ -115,6 +117,7 @@ def survey_ground(recipe: Recipe) -> Ground:
         left_out=len(rows) - len(kept),
         judges=judges,
         pieces=_read_pieces(recipe),
+        rewarded=frozenset(name for name, rewards in against.items() if rewards),
         trained_on=trained_on,
         sources=read.sources,
         warnings=warnings,

@@ -112,6 +112,8 @@ def check_gate(
     asked = " and ".join(f"{name} {gate[name]:g}" for name in ("min", "max") if name in gate)
     met = got is not None and gate.get("min", got) <= got <= gate.get("max", got)
     measured = _describe(number) if number else "was not measured"
+    if number and got is None:
+        measured += f", and its {bound} is not known"
     whose = (f" of {model}" if model else "") + (f" by `{judge}`" if judge else "")
     text = f"gate {gate['metric']} ({bound}){whose} asks {asked}: it {measured}"
     return GateOutcome(gate["metric"], bound, text, met, model, judge)

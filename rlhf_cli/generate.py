@@ -13,7 +13,7 @@ from rlhf_cli.files import is_data_file, read_rows
 from rlhf_cli.lineage import read_record, run_of, settings_of
 from rlhf_cli.machine import detect_machine
 from rlhf_cli.render import render_prompt
-from rlhf_cli.rows import PROMPT, as_user
+from rlhf_cli.rows import PROMPT, BadRow, as_user
 from rlhf_cli.run_dir import RunDir
 from rlhf_cli.sources import Tally, read_raws
 
@@ -30,7 +30,11 @@ def read_prompts(path: Path) -> list[Prompt]:
     if not path.is_file():
         raise DataError("no such file of prompts", where=str(path))
     if not is_data_file(path):
-        return [[as_user(line)] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise DataError(f"the file is not UTF-8: {error}", where=str(path)) from None
+        return [[as_user(line)] for line in lines if line.strip()]
     tally = Tally()
     checked = list(read_raws(str(path), read_rows(path), tally, kind=PROMPT))
     if tally.bad:
@@ -72,6 +76,9 @@ def answer_prompts(name: str, prompts: Sequence[Prompt], asking: Asking, *, base
 
 @explained_exhaustion("`--batch-size 1` answers one prompt at a time")
 def _answer(respondent: Respondent, prompts: Sequence[Prompt], asking: Asking) -> list[str]:
-    ids = [render_prompt(respondent.tokenizer, prompt) for prompt in prompts]
+    try:
+        ids = [render_prompt(respondent.tokenizer, prompt) for prompt in prompts]
+    except BadRow as error:
+        raise DataError(f"a prompt cannot be asked: {error}") from None
     episodes = respondent.answer(ids, range(len(ids)), asking, scored=False)
     return [episode.text for episode in episodes]

@@ -12,6 +12,7 @@ from datasets import Dataset
 
 from rlhf_cli.data import load_held_out
 from rlhf_cli.errors import DataError
+from rlhf_cli.lineage import own_prompts
 from rlhf_cli.machine import (
     describe_environment,
     detect_machine,
@@ -29,7 +30,7 @@ from rlhf_cli.report_card import ReportCard, Scored, make_report_card
 from rlhf_cli.reward_model import RewardModel, identify, load_reward_model, measure_scale, what_is_read
 from rlhf_cli.rows import PREFERENCE, BadRow, Row, kept_beside, prompt_text
 from rlhf_cli.scores import Floats
-from rlhf_cli.terminal import say
+from rlhf_cli.terminal import say, say_error
 from rlhf_cli.writing import write_json, write_text
 
 PROBED = 100
@@ -60,11 +61,28 @@ def judge_reward_model(recipe: Recipe) -> tuple[ReportCard, dict[str, Any]]:
             str(recipe["reward_model_path"]), machine, quantisation=quantisation or None,
             trust_remote_code=bool(recipe["trust_remote_code"]),
         )  # fmt: skip
+        known = _count_known(model.name, rows.train)
         card = judge(model, rows.train, recipe["gates"], seed=recipe["seed"])
         scale = measure_scale(model) if quantisation else None
     if scale is not None:
         say(scale.as_text())
-    return card, {"reward_model": model.name, "data": rows.sources, "report": card.as_json()}
+    told = {"reward_model": model.name, "data": rows.sources, "trained_prompts": known, "report": card.as_json()}
+    return card, told
+
+
+def _count_known(name: str, rows: Dataset) -> int | None:
+    """How many of these pairs have a prompt that the model was trained on, which is said; None where nobody knows."""
+    known = own_prompts(name)
+    if known is None:
+        return None
+    count = known.count(example["row"] for example in rows)
+    if count:
+        say_error(
+            f"warning: {count:,} of these {len(rows):,} pairs have a prompt that `{name}` was trained on: how it "
+            "judges them is no evidence of how it judges others\n"
+            "hint: `test_split_size`, `split_by` and `seed` as in its training leave it the pairs that it has not seen"
+        )
+    return count
 
 
 def grade(prepared: Prepared) -> ReportCard | None:

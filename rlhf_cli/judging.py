@@ -13,6 +13,8 @@ import numpy as np
 from rlhf_cli.errors import DataError, UserError
 from rlhf_cli.eval_recipe import models_of
 from rlhf_cli.files import READABLE, BadLine, is_data_file, read_rows
+from rlhf_cli.inputs import source_files
+from rlhf_cli.lineage import run_of
 from rlhf_cli.machine import gather_parts, own_part, quietly
 from rlhf_cli.models import QUANTISATION
 from rlhf_cli.plan import Machine
@@ -97,19 +99,30 @@ def is_same(one: str, other: str) -> bool:
     """Whether two names are of the same reward."""
     if is_function(one) != is_function(other):
         return False
-    here, there = (
-        Path(os.path.expanduser(each.rpartition(":")[0] if is_function(each) else each)) for each in (one, other)
-    )
-    same_place = here.samefile(there) if here.exists() and there.exists() else here == there
     if is_function(one):
-        return same_place and one.rpartition(":")[2] == other.rpartition(":")[2]
+        return _function(one) == _function(other)
+    here, there = (_run_or_folder(each) for each in (one, other))
+    same_place = here.samefile(there) if here.exists() and there.exists() else here == there
     return same_place or _have_same_weights(str(here), str(there))
 
 
+def _function(reference: str) -> tuple[str, str]:
+    """The file that a function stands in, however that is named, and its name."""
+    place, _, name = reference.rpartition(":")
+    files = source_files(place)
+    return str(files[0].resolve()) if files else place, name
+
+
+def _run_or_folder(name: str) -> Path:
+    """The run that a model is of, be it one of its checkpoints or members; else its folder."""
+    run = run_of(name)
+    return run.path if run else Path(os.path.expanduser(name))
+
+
 def _have_same_weights(one: str, other: str) -> bool:
-    """Whether the stamps of two reward models say that they are copies of one."""
-    weights = [read_stamp(name).get("weights") for name in (one, other)]
-    return bool(weights[0]) and weights[0] == weights[1]
+    """Whether the stamps of two reward models say that one is a copy of the other, or of one of its members."""
+    weights = [{str(each) for each in read_stamp(name).get("weights") or []} for name in (one, other)]
+    return bool(weights[0] & weights[1])
 
 
 def _told_apart(references: Sequence[str]) -> list[str]:

@@ -283,6 +283,13 @@ def trained_prompts(folder: Path | str) -> TrainedPrompts:
     return TrainedPrompts(np.unique(np.concatenate(found)), tuple(unknown))
 
 
+def own_prompts(folder: Path | str) -> TrainedPrompts | None:
+    """The prompts that a model's own run was trained on; None where no run tells."""
+    run = run_of(folder)
+    hashes = _read_prompts(run) if run else None
+    return None if hashes is None else TrainedPrompts(hashes, ())
+
+
 def _has_only_read(ancestor: Ancestor) -> bool:
     """Whether it is taken for a base model: made by no run, no adapter, no reward model, and not simply gone."""
     if ancestor.run is not None or ancestor.role == REWARD:

@@ -8,10 +8,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 HIDDEN = "***"
-_SECRET_NAME = re.compile(r"token$|_key$|secret|passw|credential", re.IGNORECASE)
+_SECRET_NAME = re.compile(
+    r"token$|_key$|api_?key|access_?key|secret|passw|credential|(^|_)(pass|pwd|pat|auth)$", re.IGNORECASE
+)
 _NOT_SECRET = re.compile(r"^(eos|pad|bos|unk)_token$|_path$", re.IGNORECASE)
 _LINE = re.compile(r"""^(\s*(?:-\s+)?["']?([\w-]+)["']?\s*:[ \t]+)\S.*$""", re.MULTILINE)
 _FLOW = re.compile(r"""(["']?([\w-]+)["']?\s*:[ \t]+)([^\s,}\]][^,}\]\n]*)""")
+_IN_ADDRESS = re.compile(r"(?<=://)[^\s/:@]*:[^\s/@]+(?=@)")
+"""The user and the password in the address of a server."""
 _SHORTEST = 8
 """Characters; a shorter value would blank out words that have nothing to do with it."""
 
@@ -89,7 +93,8 @@ def hide_lines(text: str) -> str:
 
 
 def hide(text: str, secrets: Iterable[str]) -> str:
-    """A text without the secrets in it."""
+    """A text without the secrets in it, and without passwords in addresses."""
+    text = _IN_ADDRESS.sub(HIDDEN, text)
     for secret in secrets:
         text = text.replace(secret, HIDDEN)
     return text

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from rlhf_cli.basis import FileHashes
 from rlhf_cli.changes import refuse_changes, refuse_other_length
 from rlhf_cli.data import hash_tokens
 from rlhf_cli.errors import DataError, RecipeError
+from rlhf_cli.inputs import find_inputs
 from rlhf_cli.models import fingerprint_model
 from rlhf_cli.plan import Plan
 from rlhf_cli.prepare import Prepared
+from rlhf_cli.recipe import Recipe
 from rlhf_cli.run_dir import RunDir
+
+_OF_FILES = ("_path", "_file", "_funcs", "_config", "deepspeed")
+_ELSEWHERE = ("model_name_or_path", "dataset_config")
+"""What the model's own fingerprint and that of the tokens are of."""
 
 
 def refuse_other_run(prepared: Prepared) -> None:
@@ -22,6 +31,19 @@ def refuse_other_run(prepared: Prepared) -> None:
     refuse_changes(run, prepared.recipe, plan.public_settings())
     refuse_other_processes(run, plan)
     refuse_other_length(run, prepared.recipe, steps=plan.steps)
+    if "fingerprints" in run.read_run():
+        refuse_other_material(run, prepared)
+
+
+def refuse_other_outcome(prepared: Prepared) -> None:
+    """The same for a run that is done, and asked to go on: nothing would come of what has changed.
+
+    Raises:
+        RecipeError: when settings or the model have changed.
+        DataError: when the rows have.
+    """
+    run = prepared.run
+    refuse_changes(run, prepared.recipe, prepared.plan.public_settings())
     if "fingerprints" in run.read_run():
         refuse_other_material(run, prepared)
 
@@ -45,14 +67,22 @@ def refuse_other_processes(run: RunDir, plan: Plan) -> None:
     )
 
 
-def fingerprints(prepared: Prepared) -> dict[str, str]:
-    """What must be the same for a run to go on: the weights it starts from, and the tokens it trains on."""
+def fingerprints(prepared: Prepared) -> dict[str, Any]:
+    """What must be the same for a run to go on: the weights it starts from, its tokens, and what else it names."""
     material = prepared.material
     return {
         "model": fingerprint_model(prepared.recipe, material.source),
         "tokens": hash_tokens(material.train.dataset),
         "test tokens": hash_tokens(material.test.dataset) if material.test else "",
+        "files": _hash_files(prepared.recipe),
     }
+
+
+def _hash_files(recipe: Recipe) -> dict[str, str]:
+    """Of the rewards, templates and configurations that a recipe names, functions with what they import."""
+    named = {key: value for key, value in recipe.values.items() if key.endswith(_OF_FILES) and key not in _ELSEWHERE}
+    hashes = FileHashes()
+    return {name: hashes.of(path) for name, path in sorted(find_inputs(named).items())}
 
 
 def refuse_other_material(run: RunDir, prepared: Prepared) -> None:
@@ -70,6 +100,9 @@ def refuse_other_material(run: RunDir, prepared: Prepared) -> None:
     if kept.get("tokens") != now["tokens"] or kept.get("test tokens") != now["test tokens"]:
         what = "the rows give other tokens than when the run began: its chat template or tokenizer has changed"
         raise DataError(what, where=str(run.path), hint=hint)
+    before_files = kept.get("files", now["files"])
+    if other := sorted(name for name in now["files"] if before_files.get(name) != now["files"][name]):
+        raise RecipeError(f"`{other[0]}` has changed since the run began", where=str(run.path), hint=hint)
     if kept.get("model") != now["model"]:
         name = prepared.material.source.name
         raise RecipeError(f"the model `{name}` has changed since the run began", where=str(run.path), hint=hint)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -250,11 +250,33 @@ def is_held_out(contest: Contest, trained: Mapping[str, frozenset[str]]) -> bool
     return not {contest.model, contest.baseline} & trained[contest.judge]
 
 
+def over_optimisation(
+    verdicts: Sequence[Verdict],
+    contests: Sequence[Contest],
+    trained: Mapping[str, frozenset[str]],
+    rewarded: Set[str],
+) -> dict[str, dict[str, Estimate]]:
+    """Of each model, as a metric, whether it only pleases what it was trained against; nothing where nobody could tell.
+
+    Args:
+        verdicts: On the models.
+        contests: That these come from.
+        trained: By judge, the models that were trained against it.
+        rewarded: Models that were trained against rewards, asked here or not: of these both sides must have been asked.
+    """
+    found = {}
+    for verdict in verdicts:
+        asked = {is_held_out(contest, trained) for contest in contests if contest.model == verdict.model}
+        if asked >= ({True, False} if verdict.model in rewarded else {True}):
+            over = float(verdict.outcome == OVER_OPTIMISED)
+            found[verdict.model] = {"over_optimised": Estimate(over, None, None, 1, 1)}
+    return found
+
+
 def check_gates(
     gates: Sequence[Mapping[str, Any]],
     numbers: Mapping[str, Mapping[str, Estimate]],
     contests: Sequence[Contest],
-    verdicts: Sequence[Verdict],
     trained: Mapping[str, frozenset[str]],
     *,
     baseline: str,
@@ -269,10 +291,7 @@ def check_gates(
         others = [name for name in numbers if name != baseline] or [baseline]
         for model in [gate["model"]] if "model" in gate else others:
             number, judge = None, gate.get("judge")
-            if gate["metric"] == "over_optimised":
-                found = next((verdict for verdict in verdicts if verdict.model == model), None)
-                number = Estimate(float(found.outcome == OVER_OPTIMISED), None, None, 1, 1) if found else None
-            elif gate["metric"] in _OF_A_JUDGE:
+            if gate["metric"] in _OF_A_JUDGE:
                 contest = _contest_of(gate, model, contests, trained)
                 number = getattr(contest, _OF_A_JUDGE[gate["metric"]]) if contest else None
                 judge = contest.judge if contest else judge

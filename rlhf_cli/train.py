@@ -17,7 +17,7 @@ from rlhf_cli.checkpoints import CompleteCheckpoints, StopOnSignal
 from rlhf_cli.data import Encodings
 from rlhf_cli.errors import EnvironmentFault, GateError, GuardStop, Interrupted, RecipeError
 from rlhf_cli.faults import explained_faults, refuse_full_disk
-from rlhf_cli.gates import gate_error
+from rlhf_cli.gates import failed_gates, gate_error
 from rlhf_cli.going_on import command_to_go_on
 from rlhf_cli.grading import grade
 from rlhf_cli.guards import FiniteGuard
@@ -31,7 +31,7 @@ from rlhf_cli.recipe import Recipe
 from rlhf_cli.record import recorded
 from rlhf_cli.report import tell_report
 from rlhf_cli.report_card import ReportCard
-from rlhf_cli.resume import refuse_other_run
+from rlhf_cli.resume import refuse_other_outcome, refuse_other_run
 from rlhf_cli.run_dir import (
     REPORT_FILE,
     RunDir,
@@ -79,10 +79,11 @@ def train(
         plan, run = prepared.plan, prepared.run
         refuse_full_disk(run, plan)
         if resume and _is_finished(run, plan):
+            refuse_other_outcome(prepared)
             say(f"{run.path} is finished already; there is nothing to resume")
             if not (run.path / REPORT_FILE).exists():  # it was ended in between
                 _report(prepared)
-            _refuse_missed_gate(run)
+            _refuse_missed_gates(run, recipe)
             return run
         with first_process_first(plan.machine):
             if is_first_process():
@@ -95,11 +96,12 @@ def train(
         with _reported(prepared), recorded(prepared), explained_faults(run, plan), quietly():
             _train_members(prepared, method, stop, trained=trained, resume=resume)
             card = _grade(prepared, stop) if plan.trains == REWARD_MODEL else None
-            if plan.setting("push_to_hub") and is_first_process():
+            failed = card.failed_gates if card is not None else []
+            if plan.setting("push_to_hub") and is_first_process() and not failed:
                 _push(prepared)
             leave_processes()
-            if card is not None and card.failed_gates:
-                raise gate_error(card.failed_gates, where=recipe.where("gates"), hint=f"the model is in {run.path}")
+            if failed:
+                raise gate_error(failed, where=recipe.where("gates"), hint=f"the model is in {run.path}")
     return run
 
 
@@ -206,10 +208,11 @@ def _grade(prepared: Prepared, stop: StopOnSignal) -> ReportCard | None:
     return card
 
 
-def _refuse_missed_gate(run: RunDir) -> None:
-    record = run.read_run()
-    if record.get("exit_code") == GateError.exit_code:
-        raise GateError(str(record["reason"]), where=str(run.path))
+def _refuse_missed_gates(run: RunDir, recipe: Recipe) -> None:
+    """Hold the report card that is there against the gates as they are now."""
+    numbers = (run.read_run().get("report") or {}).get("numbers")
+    if numbers and (failed := failed_gates(recipe["gates"], numbers)):
+        raise gate_error(failed, where=recipe.where("gates"), hint=f"the model is in {run.path}")
 
 
 def _is_finished(run: RunDir, plan: Plan) -> bool:
