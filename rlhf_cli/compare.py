@@ -8,21 +8,22 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from rlhf_cli.answers import Asking, Respondent, same_tokens
 from rlhf_cli.contest import Contest, adjust, compare
 from rlhf_cli.entrants import Entrant, Ground, survey_ground
-from rlhf_cli.errors import UserError
+from rlhf_cli.errors import DataError, UserError
 from rlhf_cli.frontier import Frontier, Point, best_of_n, find_best, find_fall
 from rlhf_cli.judging import PEOPLE, Judge, PairJudge, Verdicts, is_same, judge_answers, open_reward
 from rlhf_cli.machine import free_memory
 from rlhf_cli.models import QUANTISATION
 from rlhf_cli.ppo import math
-from rlhf_cli.ppo.rewards import Answer
+from rlhf_cli.ppo.rewards import Answer, Judged
 from rlhf_cli.ppo.rollout import Episode
 from rlhf_cli.recipe import Recipe, as_list
 from rlhf_cli.rows import KEPT_BESIDE, Row
-from rlhf_cli.scores import mean_by_group
+from rlhf_cli.scores import mean_by_group, mean_of_known
 from rlhf_cli.standings import (
     Performance,
     Standings,
@@ -156,14 +157,30 @@ def _judge(
         ground.warnings.append(f"`{judge.reference}`, which {whose} was trained against, cannot judge: {error}")
         say_error(f"warning: {ground.warnings[-1]}")
         return False
+    unknown = _without_opinion(ground, judge, judged)
     for performance, found in zip(performances.values(), judged, strict=False):
-        performance.scores[judge.name] = found.rewards
+        performance.scores[judge.name] = np.where(unknown, np.nan, found.rewards)
         if found.spread is not None:
             performance.spread[judge.name] = float(found.spread.mean())
     drawn = [performances[ground.baseline].scores[judge.name], *(each.rewards for each in judged[len(performances) :])]
     performances[ground.baseline].several[judge.name] = np.stack(drawn, axis=1)
     free_memory()
     return True
+
+
+def _without_opinion(ground: Ground, judge: Judge, judged: Sequence[Judged]) -> NDArray[np.bool_]:
+    """The prompts that a judge has not scored every answer to; by its scores they decide nothing, for any model.
+
+    Raises:
+        DataError: when these are all.
+    """
+    unknown: NDArray[np.bool_] = np.any([np.isnan(each.rewards) for each in judged], axis=0)
+    if unknown.all():
+        raise DataError(f"`{judge.name}` has no opinion of the answers to any prompt")
+    if unknown.any():
+        what = f"`{judge.name}` has no opinion of answers to {unknown.sum():,} prompts, which count for nothing by it"
+        ground.warnings.append(what)
+    return unknown
 
 
 def _as_answer(episode: Episode, row: Row) -> Answer:
@@ -219,7 +236,7 @@ def _stand(ground: Ground, performances: Mapping[str, Performance], people: Pair
     over = over_optimisation(verdicts, contests, trained, ground.rewarded)
     measured = {name: {**own, **over.get(name, {})} for name, own in numbers.items()}
     rewards = {
-        name: {judge: mean_by_group(scores, prompts, seed=seed) for judge, scores in each.scores.items()}
+        name: {judge: mean_of_known(scores, prompts, seed=seed) for judge, scores in each.scores.items()}
         for name, each in models.items()
     }
     return Standings(
@@ -255,7 +272,9 @@ def _draw_frontier(ground: Ground, performances: Mapping[str, Performance]) -> F
     """Reward against KL over the checkpoints, and best-of-n from the baseline beside them."""
     run, seed, prompts = ground.recipe["frontier"], ground.recipe["seed"], ground.prompts
     baseline = performances[ground.baseline]
-    judges = [judge for judge in ground.judges if judge.name in baseline.scores]
+    # Best of n and a fall over steps are of all prompts; who has no opinion of some cannot tell them.
+    judges = [judge for judge in ground.judges if np.isfinite(baseline.scores.get(judge.name, np.nan)).all()]
+    several = {judge.name: baseline.several[judge.name] for judge in judges}
     training = next((judge.name for judge in judges if run in judge.trained), None)
     held_out = next((judge.name for judge in judges if run not in judge.trained), None)
     chooser = held_out or training
@@ -272,7 +291,7 @@ def _draw_frontier(ground: Ground, performances: Mapping[str, Performance]) -> F
         run=run,
         judges={"training": training, "held_out": held_out},
         points=points,
-        best_of_n=best_of_n(baseline.several[training or chooser], baseline.several),
+        best_of_n=best_of_n(several[training or chooser], several),
         best=find_best(points, held_out) if held_out else None,
         over_optimised_after=None if fall is None else points[fall].name,
     )
@@ -286,8 +305,8 @@ def _make_point(
         name.rpartition("/")[2],
         step,
         mean_by_group(np.asarray(own.kl), prompts, seed=seed),
-        {judge: mean_by_group(scores, prompts, seed=seed) for judge, scores in own.scores.items()},
-        {judge: mean_by_group(gain, prompts, seed=seed) for judge, gain in gains.items()},
+        {judge: mean_of_known(scores, prompts, seed=seed) for judge, scores in own.scores.items()},
+        {judge: mean_of_known(gain, prompts, seed=seed) for judge, gain in gains.items()},
     )
 
 

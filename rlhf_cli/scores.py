@@ -91,6 +91,13 @@ def mean_by_group(values: Floats, groups: Sequence[Hashable], *, seed: int, is_s
     return found
 
 
+def mean_of_known(values: Floats, groups: Sequence[Hashable], *, seed: int) -> Estimate:
+    """The same of those values that are numbers."""
+    known = np.isfinite(values)
+    kept = [group for group, is_known in zip(groups, known, strict=True) if is_known]
+    return mean_by_group(values[known], kept, seed=seed)
+
+
 def ratio(sums: Floats, counts: Floats, *, seed: int) -> Estimate:
     """The ratio of two totals over independent groups, with an interval from resampling groups.
 

@@ -223,10 +223,11 @@ def hold_contests(
         for name, each in performances.items():
             if name != baseline:
                 margins = each.scores[judge] - theirs.scores[judge]
-                lengths = each.characters - theirs.characters
-                found.append(
-                    compare(margins, prompts, names=(name, baseline, judge), lengths=lengths, scored=True, seed=seed)
-                )
+                known = np.isfinite(margins)
+                asked = [prompt for prompt, is_known in zip(prompts, known, strict=True) if is_known]
+                lengths = (each.characters - theirs.characters)[known]
+                names = (name, baseline, judge)
+                found.append(compare(margins[known], asked, names=names, lengths=lengths, scored=True, seed=seed))
     return found
 
 

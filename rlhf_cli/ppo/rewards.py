@@ -77,9 +77,11 @@ class FunctionReward:
         self.name = name or str(getattr(function, "__name__", type(function).__name__))
         self.state: Callable[[], Any] | None = None
         """Gives the trainer's state."""
+        self.without_opinion = 0.0
+        """What None counts as: nothing in a sum of rewards; nan where it must not be taken for a score."""
 
     def judge(self, answers: Sequence[Answer]) -> Judged:
-        """Ask the function; None for an answer means that it has no opinion, and counts as 0.
+        """Ask the function; None for an answer means that it has no opinion.
 
         Raises:
             RecipeError: when it raises, or gives anything but a number or None for each answer.
@@ -118,7 +120,7 @@ class FunctionReward:
 
     def _number(self, value: Any) -> float:
         if value is None:
-            return 0.0
+            return self.without_opinion
         if hasattr(value, "item"):
             value = value.item()
         if not isinstance(value, (int, float)) or not math.isfinite(value):

@@ -281,7 +281,10 @@ def test_generate_samples_at_a_temperature(rlhf: Callable[..., Any], tiny_base: 
     assert len({ask(), warm, ask("--temperature", "1.5", "--seed", "2")}) == 3
 
 
-def test_generate_refuses_what_it_cannot_ask(rlhf: Callable[..., Any], tiny_base: Path) -> None:
+def test_generate_refuses_what_it_cannot_ask(rlhf: Callable[..., Any], tiny_base: Path, tmp_path: Path) -> None:
+    (tmp_path / "latin.txt").write_bytes("Wie heißt du?\n".encode("latin-1"))
+    foreign = rlhf("generate", str(tiny_base), "--prompts", "latin.txt")
+    assert (foreign.code, "latin.txt: the file is not UTF-8" in foreign.err) == (4, True), foreign.err
     assert rlhf("generate", str(tiny_base)).code == 2
     assert rlhf("generate", "org/nowhere", "--prompt", "x").code == 5
     no_baseline = rlhf("generate", str(tiny_base), "--prompt", "x", "--baseline")

@@ -15,6 +15,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from rlhf_cli.judging import is_same
 from tests.integration.test_processes import TWO
 
 LORA = {"use_peft": True, "lora_target_modules": "all-linear", "lora_r": 4}
@@ -36,6 +37,12 @@ def says_its_number(prompts, number, **columns):
 
 def words(completions, **columns):
     return ["many"] * len(completions)
+
+def hesitant(completion_ids, number, **columns):
+    return [None if each % 2 else -float(len(ids)) for each, ids in zip(number, completion_ids)]
+
+def silent(completions, **columns):
+    return [None] * len(completions)
 
 def breaks(completions, **columns):
     raise ValueError("no idea")
@@ -121,6 +128,13 @@ def test_a_policy_that_pleases_only_what_it_was_trained_against_is_over_optimise
     assert mean == pytest.approx(whole["rewards"]["variety"]["value"])
 
     look_for_the_best(rlhf, write_eval(**keys, reward_funcs="judges.py:tenths"), tmp_path)
+    # Whether it only pleases its reward is not told by that reward alone, nor without it.
+    for judge in ("judges.py:fifths", "judges.py:variety"):
+        asked = write_eval(models=models, reward_funcs=judge, gates=[{"metric": "over_optimised", "max": 0}])
+        alone = rlhf("eval", asked)
+        assert alone.code == 3, alone.out
+        assert "gate over_optimised (value) of ppo asks max 0: it was not measured" in alone.err
+    assert is_same(str(tmp_path / "run"), str(tmp_path / "run/checkpoint-32"))
     turned = rlhf("eval", write_eval(models=models, baseline="ppo", reward_funcs="judges.py:fifths"), "--json")
     assert "every judge was trained against" in turned.err
     assert "that judge was trained against" in json.loads(turned.out)["verdicts"][0]["sentence"]
@@ -275,6 +289,39 @@ def test_what_people_said_is_a_judge(
     assert stranger.code == 4
     assert "no verdict is on two of the models old, new" in stranger.err
     assert "it has new, older" in stranger.err
+
+
+def test_a_judge_without_an_opinion_decides_nothing(
+    rlhf: Callable[..., Any], write_eval: Callable[..., str], tiny_base: Path, tiny_chat: Path, tmp_path: Path
+) -> None:
+    keys: dict[str, Any] = {"models": [str(tiny_base), str(tiny_chat)], "output_dir": "judged"}
+    done = rlhf("eval", write_eval(**keys, reward_funcs=["judges.py:hesitant", "judges.py:short"]))
+    assert done.code == 0, done.err
+    assert "`hesitant` has no opinion of answers to 12 prompts, which count for nothing by it" in done.out
+    found = json.loads((tmp_path / "judged/eval.json").read_text())
+    by_judge = {contest["judge"]: contest for contest in found["contests"]}
+    assert [by_judge[name]["prompts"] for name in ("hesitant", "short")] == [12, 24]
+    rows = [json.loads(line)["answers"] for line in (tmp_path / "judged/answers.jsonl").read_text().splitlines()]
+    for model in ("base", "chat"):
+        scores = [row[model]["scores"] for row in rows]
+        assert [each["hesitant"] for each in scores] == [
+            None if index % 2 else each["short"] for index, each in enumerate(scores)
+        ]
+        mean = sum(each["short"] for each in scores[::2]) / 12
+        assert found["models"][model]["rewards"]["hesitant"]["value"] == pytest.approx(mean)
+    silent = rlhf("eval", write_eval(**keys, reward_funcs="judges.py:silent"))
+    assert (silent.code, "`silent` has no opinion of the answers to any prompt" in silent.err) == (4, True), silent.err
+
+
+def test_one_function_under_two_names_is_one(
+    write_eval: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_eval()
+    monkeypatch.chdir(tmp_path)
+    assert is_same(f"{tmp_path}/judges.py:fifths", "judges:fifths")
+    assert is_same("./judges.py:fifths", "judges.py:fifths")
+    assert not is_same("judges.py:fifths", "judges.py:tenths")
+    assert not is_same("judges.py:fifths", "others.py:fifths")
 
 
 def test_functions_are_given_the_columns_of_a_row_and_one_prompt_decides_nothing(

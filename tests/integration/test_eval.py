@@ -81,6 +81,19 @@ def test_another_quantisation_tells_the_shift(
     assert float(shift.group(1)) == pytest.approx(stamped, abs=1e-3)
 
 
+def test_pairs_that_it_was_trained_on_are_told(
+    judged: Path, rlhf: Callable[..., Any], write_eval: Callable[..., str], tmp_path: Path
+) -> None:
+    held_out = rlhf("eval", write_eval(), "--json")
+    assert "was trained on" not in held_out.err
+    assert json.loads(held_out.out)["trained_prompts"] == 0
+    whole = rlhf("eval", write_eval(test_split_size=None, split_by=None), "--json")
+    count = json.loads(whole.out)["trained_prompts"]
+    assert count > 0
+    assert f"warning: {count} of these " in whole.err
+    assert f"pairs have a prompt that `{judged.name}` was trained on" in whole.err
+
+
 def test_what_cannot_be_judged_is_refused(
     rlhf: Callable[..., Any], write_eval: Callable[..., str], tiny_base: Path, tmp_path: Path
 ) -> None:

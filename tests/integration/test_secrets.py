@@ -17,6 +17,8 @@ FORMS = {
     "its old name": f"push_to_hub_token: {SECRET}",
     "flow": f"env: {{MY_API_KEY: {SECRET}, OTHER: x}}",
     "block": f"env:\n  MY_API_KEY: {SECRET}\n  OTHER: x",
+    "by another name": f"env: {{NEPTUNE_APIKEY: {SECRET}, DB_PASS: {SECRET}}}",
+    "in an address": f"env: {{HTTPS_PROXY: 'http://anna:{SECRET}@proxy.example:8080'}}",
     "nested": f"model_init_kwargs: {{token: {SECRET}}}",
     "anchored": f"env: {{NAME: &name {SECRET}}}\nhub_token: *name",
 }

@@ -78,3 +78,39 @@ def test_a_run_that_dropped_its_last_batch_is_finished(
     again = rlhf("sft", str(recipe), "--resume")
     assert again.code == 0
     assert "finished already" in again.err
+    other = rlhf("sft", str(recipe), "--resume", "--learning_rate", "0.5")
+    assert (other.code, "`learning_rate` was 0.001 and is now 0.5" in other.err) == (2, True), other.err
+
+
+@pytest.mark.parametrize("file", ["rewards.py", "helper.py"])
+def test_a_run_goes_on_only_against_the_reward_it_began_with(
+    file: str, rlhf: Callable[..., Any], write_ppo_recipe: Callable[..., Path], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.syspath_prepend(tmp_path)
+    recipe = str(write_ppo_recipe(save_steps=1, lr_scheduler_type="constant"))
+    (tmp_path / "helper.py").write_text("SCALE = 1\n")
+    rewards = tmp_path / "rewards.py"
+    rewards.write_text("from helper import SCALE\n" + rewards.read_text())
+    assert rlhf("ppo", recipe).code == 0
+    assert rlhf("ppo", recipe, "--resume").code == 0
+    (tmp_path / file).write_text((tmp_path / file).read_text() + "# another\n")
+    for more in ((), ("--total_episodes", "32")):
+        other = rlhf("ppo", recipe, "--resume", *more)
+        assert other.code == 2, other.err
+        assert f"{file}` has changed since the run began" in other.err
+
+
+def test_gates_are_held_again_when_a_finished_run_is_asked_to_go_on(
+    rlhf: Callable[..., Any], write_pairs_recipe: Callable[..., Path]
+) -> None:
+    def gated(most: float) -> str:
+        gates = [{"metric": "log_loss", "max": most}]
+        return str(write_pairs_recipe(test_split_size=0.2, max_steps=1, save_strategy="no", gates=gates))
+
+    assert rlhf("train-reward", gated(0.0)).code == 3
+    for most, code in ((0.0, 3), (10, 0), (0.0, 3)):
+        again = rlhf("train-reward", gated(most), "--resume")
+        assert again.code == code, again.err
+        assert "finished already" in again.err
+        assert ("gate log_loss (value) asks max 0: it is " in again.err) is (code == 3)
