@@ -154,13 +154,18 @@ def open_reward(judge: Judge, recipe: Recipe, machine: Machine) -> Reward:
 
 
 def judge_answers(reward: Reward, answers: Sequence[Sequence[Answer]]) -> list[Judged]:
-    """Have several models' answers judged at once, each text once.
+    """Have several models' answers judged at once, each once: padded otherwise, the same text would score otherwise.
 
     Args:
         reward: The judge.
         answers: Of each model.
     """
-    judged = _judge_together(reward, [answer for each in answers for answer in each])
+    every = {repr(answer): answer for each in answers for answer in each}
+    places = {text: place for place, text in enumerate(every)}
+    alone = _judge_together(reward, list(every.values()))
+    order = [places[repr(answer)] for each in answers for answer in each]
+    spread = None if alone.spread is None else alone.spread[order]
+    judged = Judged(alone.raw[order], alone.rewards[order], spread)
     bounds = np.cumsum([len(each) for each in answers])[:-1]
     spreads = np.split(judged.spread, bounds) if judged.spread is not None else [None] * len(answers)
     parts = zip(np.split(judged.raw, bounds), np.split(judged.rewards, bounds), spreads, strict=True)
