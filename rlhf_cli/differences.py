@@ -81,13 +81,16 @@ def _sheet(folder: Path) -> dict[str, dict[str, Any]]:
     settings = settings_of(run, record) if is_run else part_of(record, "recipe")
     sources = mappings_in(record.get("data"))
     hashes = {str(each.get("name")): each.get("sha256") or f"{each.get('rows')} rows" for each in sources}
-    begun = {
-        name: value for name, value in part_of(record, "fingerprints").items() if value
-    }  # fmt: skip
+    begun = part_of(record, "fingerprints")
+    named = {str(name): value for name, value in part_of(begun, "files").items()}
     return {
         "settings": {key: value for key, value in settings.items() if key not in _OWN_KEYS},
         "versions": part_of(record, "environment"),
-        "data": {**hashes, **{f"({name})": value for name, value in begun.items()}},
+        "data": {
+            **hashes,
+            **named,
+            **{f"({name})": each for name, each in begun.items() if isinstance(each, str) and each},
+        },
         "results": results_of(record) or _contests(record),
     }
 

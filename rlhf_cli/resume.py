@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
-from rlhf_cli.basis import FileHashes
 from rlhf_cli.changes import refuse_changes, refuse_other_length
 from rlhf_cli.data import hash_tokens
 from rlhf_cli.errors import DataError, EnvironmentFault, RecipeError
 from rlhf_cli.inputs import find_inputs
-from rlhf_cli.models import fingerprint_model
+from rlhf_cli.models import fingerprint_model, fingerprint_weights
 from rlhf_cli.plan import Plan
 from rlhf_cli.prepare import Prepared
 from rlhf_cli.recipe import Recipe
 from rlhf_cli.run_dir import RunDir
+from rlhf_cli.writing import file_hash, text_hash
 
 _OF_FILES = ("_path", "_file", "_funcs", "_config", "deepspeed")
 _ELSEWHERE = ("model_name_or_path", "dataset_config")
@@ -83,8 +84,14 @@ def fingerprints(prepared: Prepared) -> dict[str, Any]:
 def _hash_files(recipe: Recipe) -> dict[str, str]:
     """Of the rewards, templates and configurations that a recipe names, functions with what they import."""
     named = {key: value for key, value in recipe.values.items() if key.endswith(_OF_FILES) and key not in _ELSEWHERE}
-    hashes = FileHashes()
-    return {name: hashes.of(path) for name, path in sorted(find_inputs(named).items())}
+    return {name: _hash_of(path) for name, path in sorted(find_inputs(named).items())}
+
+
+def _hash_of(path: Path) -> str:
+    """Of a file its content, of a model samples of its weights, those of an ensemble's members with them."""
+    if path.is_file():
+        return file_hash(path)
+    return text_hash("".join(fingerprint_weights(str(each)) for each in (path, *sorted(path.glob("members/*")))))
 
 
 def refuse_other_material(run: RunDir, prepared: Prepared) -> None:

@@ -175,12 +175,18 @@ class RunDir:
             checkpoint.rename(target)
         return None
 
-    def cut_metrics(self, step: int) -> None:
-        """Forget what was logged after a step, since it will be logged again."""
+    def cut_metrics(self, checkpoint: Path | None) -> None:
+        """Forget what was logged after a checkpoint, or at all, since it will be logged again."""
         if not self.metrics_file.exists():
             return
-        lines = self.metrics_file.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line).get("step", 0) <= step]
+        step, kept = step_of(checkpoint) if checkpoint else 0, []
+        at_step = _logged_at(checkpoint, step) if checkpoint else 0
+        for line in self.metrics_file.read_text(encoding="utf-8").splitlines(keepends=True):
+            if not line.endswith("\n") or (here := json.loads(line).get("step", 0)) > step:
+                continue
+            if here < step or at_step > 0:
+                kept.append(line)
+                at_step -= here == step
         write_text(self.metrics_file, "".join(kept))
 
 
@@ -370,6 +376,12 @@ def _verify(checkpoint: Path, manifest: Mapping[str, Any]) -> None:
             where=str(checkpoint.parent),
             hint="checkpoints written with `save_only_model: true` cannot be resumed",
         )
+
+
+def _logged_at(checkpoint: Path, step: int) -> int:
+    """How often something was logged at the step of a checkpoint before it was written."""
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    return sum(entry.get("step") == step for entry in state["log_history"])
 
 
 def step_of(checkpoint: Path) -> int:

@@ -184,7 +184,7 @@ def _resume_point(run: RunDir) -> Path | None:
     """The checkpoint to go on from; metrics logged after it are cut off."""
     checkpoint = run.newest_checkpoint()
     if is_first_process():
-        run.cut_metrics(step_of(checkpoint) if checkpoint else 0)
+        run.cut_metrics(checkpoint)
     say(f"resuming from {checkpoint}" if checkpoint else "no complete checkpoint: starting from the beginning")
     return checkpoint
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,42 @@ def test_a_run_goes_on_only_against_the_reward_it_began_with(
         other = rlhf("ppo", recipe, "--resume", *more)
         assert other.code == 2, other.err
         assert f"{file}` has changed since the run began" in other.err
+
+
+def test_a_reward_model_that_was_trained_anew_is_another_reward(
+    rlhf: Callable[..., Any], write_ppo_recipe: Callable[..., Path], write_pairs_recipe: Callable[..., Path]
+) -> None:
+    pairs = str(write_pairs_recipe(output_dir="rm", max_steps=2, save_strategy="no"))
+    assert rlhf("train-reward", pairs).code == 0
+    recipe = str(write_ppo_recipe(reward_funcs=None, reward_model_path="rm", lr_scheduler_type="constant"))
+    assert rlhf("ppo", recipe).code == 0
+    assert rlhf("ppo", recipe, "--resume").code == 0
+    assert rlhf("train-reward", pairs, "--overwrite", "--seed", "9").code == 0
+    other = rlhf("ppo", recipe, "--resume", "--total_episodes", "32")
+    assert (other.code, "`rm` has changed since the run began" in other.err) == (2, True), other.err
+    assert rlhf("ppo", recipe, "--output_dir", "again").code == 0
+    assert "rm" in json.loads(rlhf("runs", "diff", "run", "again", "--json").out)["data"]
+
+
+def test_what_was_logged_behind_a_checkpoint_is_logged_once(
+    rlhf: Callable[..., Any], write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Of the last step its checkpoint knows the loss, and the evaluation comes after it."""
+    recipe = str(write_recipe(max_steps=4, save_steps=2, test_split_size=0.2, logging_steps=1))
+    assert rlhf("sft", recipe).code == 0
+    file, record = tmp_path / "run/rlhf/metrics.jsonl", tmp_path / "run/rlhf/run.json"
+    steps = [json.loads(line)["step"] for line in file.read_text().splitlines() if "train_runtime" not in line]
+    assert steps == [1, 2, 3, 4, 4]
+    # As a process leaves it that is killed when it has evaluated and before it has written down that it is done.
+    record.write_text(json.dumps({**json.loads(record.read_text()), "status": "running", "members_trained": 0}))
+    assert rlhf("sft", recipe, "--resume").code == 0
+    lines = file.read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines if "train_runtime" not in line] == steps
+    shutil.rmtree(tmp_path / "run/checkpoint-4")
+    record.write_text(json.dumps({**json.loads(record.read_text()), "status": "running", "members_trained": 0}))
+    assert rlhf("sft", recipe, "--resume").code == 0
+    lines = file.read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines if "train_runtime" not in line] == steps
 
 
 def test_gates_are_held_again_when_a_finished_run_is_asked_to_go_on(
