@@ -33,8 +33,7 @@ def refuse_other_run(prepared: Prepared) -> None:
     refuse_changes(run, prepared.recipe, plan.public_settings())
     refuse_other_processes(run, plan)
     refuse_other_length(run, prepared.recipe, steps=plan.steps)
-    if "fingerprints" in run.read_run():
-        refuse_other_material(run, prepared)
+    refuse_other_material(run, prepared)
 
 
 def refuse_other_outcome(prepared: Prepared) -> None:
@@ -47,8 +46,7 @@ def refuse_other_outcome(prepared: Prepared) -> None:
     run = prepared.run
     with suppress(EnvironmentFault):  # another machine would compute otherwise, if there were anything to compute
         refuse_changes(run, prepared.recipe, prepared.plan.public_settings())
-    if "fingerprints" in run.read_run():
-        refuse_other_material(run, prepared)
+    refuse_other_material(run, prepared)
 
 
 def refuse_other_processes(run: RunDir, plan: Plan) -> None:
@@ -95,22 +93,25 @@ def _hash_of(path: Path) -> str:
 
 
 def refuse_other_material(run: RunDir, prepared: Prepared) -> None:
-    """Refuse to go on with other weights or other data than the run began with.
+    """Refuse to go on with other weights, data or rewards than the run began with, where it came to note them.
 
     Raises:
         DataError: when the rows, or the tokens that template and tokenizer make of them, are others.
-        RecipeError: when the model the run starts from is another.
+        RecipeError: when the model the run starts from is another, or a reward or file that the recipe names.
     """
-    before, now = run.read_run(), fingerprints(prepared)
+    before = run.read_run()
+    if "fingerprints" not in before:
+        return
+    now = fingerprints(prepared)
     hint = "put it back, or train anew with another output_dir"
     if before.get("data") != prepared.material.rows.sources:
         raise DataError("the data has changed since the run began", where=str(run.path), hint=hint)
-    kept = before.get("fingerprints", {})
+    kept = before["fingerprints"]
     if kept.get("tokens") != now["tokens"] or kept.get("test tokens") != now["test tokens"]:
         what = "the rows give other tokens than when the run began: its chat template or tokenizer has changed"
         raise DataError(what, where=str(run.path), hint=hint)
-    before_files = kept.get("files", now["files"])
-    if other := sorted(name for name in now["files"] if before_files.get(name) != now["files"][name]):
+    files = kept.get("files", now["files"])
+    if other := sorted(name for name in now["files"] if files.get(name) != now["files"][name]):
         raise RecipeError(f"`{other[0]}` has changed since the run began", where=str(run.path), hint=hint)
     if kept.get("model") != now["model"]:
         name = prepared.material.source.name

@@ -58,7 +58,7 @@ def run(
     try:
         for outcome in run_pipeline(checked, wishes):
             outcomes.append(outcome.as_json())
-    except BaseException as error:
+    except BaseException as error:  # who reads the JSON must not take a crash, or a signal, for success
         problems = error.problems if isinstance(error, UserError) else [Problem(f"{type(error).__name__}: {error}")]
         raise
     finally:
